@@ -1,0 +1,1 @@
+"""Floor 0: contracts. Imports nothing of ours."""

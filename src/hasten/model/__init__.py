@@ -1,0 +1,1 @@
+"""Floor 2: the Transformer, single-device."""

@@ -1,0 +1,1 @@
+"""Floor 3: arrangements around a model, applied from outside."""

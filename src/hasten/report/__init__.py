@@ -1,0 +1,1 @@
+"""Floor 5: a run's files as a page."""
