@@ -1,6 +1,7 @@
 """What the data side hands to the loop.  Letters in shapes: B rows, T tokens."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with every tensor on `device`."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        extra = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
-        return replace(self, **moved, extra=extra)
+        moved: dict[str, Any] = {f.name: on(getattr(self, f.name), device) for f in fields(self)}
+        return Batch(**moved)
+
+
+def on(value: Any, device: torch.device) -> Any:
+    """`value` on `device` where it is a tensor or a dictionary of tensors, else unchanged."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: on(item, device) for key, item in value.items()}
+    return value

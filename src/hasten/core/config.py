@@ -119,9 +119,9 @@ def explain(kind: type[Config], problem: ErrorDetails) -> str:
     value, context = problem["input"], problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
-            known = list(holder.model_fields)
-            section = dotted.rpartition(".")[0] or "the recipe"
-            return f"{section} has no field '{keys[-1]}'.{did_you_mean(keys[-1], known)} Known: {', '.join(known)}"
+            known, section = list(holder.model_fields), dotted.rpartition(".")[0] or "the recipe"
+            near, fields = did_you_mean(keys[-1], known), ", ".join(known)
+            return f"{section} has no field '{keys[-1]}'.{near} Known: {fields}"
         case "missing":
             return f"{dotted} is missing; add `{keys[-1]}: ...`"
         case "union_tag_invalid":
