@@ -1,0 +1,84 @@
+"""From logits to the next token.  Letters in shapes: B rows, V vocabulary.
+
+Every filter maps logits [B, V] to logits [B, V] in which the tokens it rules out are -inf; at least one
+token of a row always remains.  They apply in the order of `filtered`: repetition penalty, temperature,
+top-k, top-p, min-p, which is also the order of `transformers`.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the tokens marked in `seen` [B, V] (bool) less likely (Keskar et al. 2019, CTRL, section 4.1).
+
+    A positive logit is divided by `penalty`, a negative one multiplied: above 1 discourages repeating.
+    """
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the `k` most likely tokens of each row, and whatever ties with the k-th (Fan et al. 2018)."""
+    least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens whose probability reaches `p` (Holtzman et al. 2020)."""
+    if p >= 1:
+        return logits  # the sum of all may round to less than 1
+    ordered, order = logits.sort(dim=-1, descending=True)
+    mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+    # A token stays while those before it have not reached p; the first always does.
+    beyond = (mass >= p).roll(1, dims=-1)
+    beyond[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the tokens at least `p` times as likely as the row's likeliest (Nguyen et al. 2024)."""
+    probability = logits.softmax(dim=-1)
+    return logits.masked_fill(probability < p * probability.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def filtered(
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """Logits [B, V] as float32 at a `temperature` above 0, without the tokens that a filter rules out."""
+    logits = logits.float() / temperature
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
+    if min_p is not None:
+        logits = keep_min_p(logits, min_p)
+    return logits
+
+
+def pick(logits: Tensor, draw: Tensor) -> Tensor:
+    """One token a row, [B]: the inverse of the cumulative distribution at `draw` [B] (float64, in [0, 1)).
+
+    With the draws given, a row's token depends on its own logits alone, whoever shares the batch.
+    """
+    mass = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # The first token whose mass exceeds the draw: tokens of probability 0 add none and are never first.
+    # Scaling by the last mass keeps the draw below it, although the sum may round to less than 1.
+    return torch.searchsorted(mass, draw[:, None] * mass[:, -1:], right=True).squeeze(-1)
+
+
+def draws(seed: int, prompt: str, count: int) -> Tensor:
+    """The `count` uniform numbers (float64, CPU) that decide a completion of `prompt`.
+
+    The text takes part, so that prompts of one call are sampled independently of each other; nothing
+    else does, so that a completion is the same alone, in a batch, on a GPU, and when it may be longer.
+    """
+    digest = hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.rand(count, dtype=torch.float64, generator=generator)
