@@ -1,1 +1,1 @@
-"""Floor 5: scores on held-out text."""
+"""Floor 5: what a model is worth, measured on text it has not seen."""

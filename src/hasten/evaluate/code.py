@@ -1,0 +1,179 @@
+"""Does the Python that a model writes parse?  A measure of form for models too small for unit tests.
+
+The prompts are headers of functions in documents the model has not seen; the model continues; the share
+of snippets that `ast.parse` accepts is the score.  The documents' own continuations, cut at the same
+length, go through the same measure: what they miss of 100% is the measure's own error.
+"""
+
+import ast
+import codeop
+import hashlib
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # all that the parser can raise on odd text
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A prompt (whole lines) and what a model wrote after it.
+
+    `finished` says that the model ended the text itself; otherwise its budget of tokens did.
+    """
+
+    prompt: str
+    completion: str
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class ParseRate:
+    """Share of snippets that parse; `stderr` is that of a proportion, None for fewer than two."""
+
+    rate: float
+    stderr: float | None
+    parsed: int
+    snippets: int
+
+
+@dataclass(frozen=True)
+class FunctionPrompt:
+    """A function's header (and its docstring, if that is one line), and how its author went on."""
+
+    prompt: str
+    continuation: str
+    document: str
+    line: int  # of the header in the document, from 1
+
+
+def parse_rate(snippets: Sequence[Snippet]) -> ParseRate:
+    """The share of `snippets` for which `parses` holds.  Raises ValueError for none at all."""
+    if not snippets:
+        raise ValueError("the parse rate of no snippet is undefined; give at least one")
+    parsed, n = sum(map(parses, snippets)), len(snippets)
+    rate = parsed / n
+    stderr = math.sqrt(rate * (1 - rate) / (n - 1)) if n > 1 else None
+    return ParseRate(rate, stderr, parsed, n)
+
+
+def parses(snippet: Snippet) -> bool:
+    """Whether `ast.parse` accepts the snippet's `source` and it holds a statement of the model's own.
+
+    A `pass`, a `...` and a docstring are no statement here: a model that writes nothing but those, or
+    nothing at all, has not written a body.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source(snippet))
+    except NOT_PYTHON:
+        return False
+    return any(
+        statement.end_lineno > snippet.prompt.count("\n") and not is_trivial(statement)
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.stmt) and statement.end_lineno and not hasattr(statement, "body")
+    )
+
+
+def source(snippet: Snippet) -> str:
+    """Prompt and completion, dedented, without what the end of the budget cut.
+
+    Of a completion that its budget ended, the last line goes if it is not whole, and then line after
+    line from the end for as long as only the end is missing: an open bracket or string, a block's
+    header without its body, a `try` without its `except`.  An error before the end stays one.
+    """
+    text = textwrap.dedent(snippet.prompt + snippet.completion)
+    if snippet.finished:
+        return text
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    while lines and lacks_only_its_end("".join(lines)):
+        lines.pop()
+    return "".join(lines)
+
+
+def lacks_only_its_end(text: str) -> bool:
+    """Whether more lines could still make Python of `text`, by the interactive interpreter's own rule."""
+    if text.endswith("\\\n"):
+        return True
+    try:
+        return codeop.compile_command(text, symbol="exec") is None
+    except (*NOT_PYTHON, OverflowError):
+        return False
+
+
+def is_trivial(statement: ast.stmt) -> bool:
+    """`pass`, or a constant that stands alone (`...`, a docstring)."""
+    return isinstance(statement, ast.Pass) or (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    )
+
+
+def function_prompts(documents: Iterable[tuple[str, str]], count: int, seed: int) -> list[FunctionPrompt]:
+    """Up to `count` prompts from `documents` of (id, text), the same whatever the documents' order.
+
+    As many documents as possible contribute one function each; only then does any give a second.
+    Documents that are not Python give none.
+    """
+    in_order = sorted(documents, key=lambda document: draw(seed, document[0]))
+    found = (functions(name, text, seed) for name, text in in_order)
+    per_document = list(islice((prompts for prompts in found if prompts), count))
+    rounds = chain.from_iterable(zip_longest(*per_document))
+    return list(islice((prompt for prompt in rounds if prompt is not None), count))
+
+
+def functions(document: str, text: str, seed: int) -> list[FunctionPrompt]:
+    """Every function of a document that makes a prompt, in an order drawn by `seed`."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the parser counts each as one end of line
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nodes = list(ast.walk(ast.parse(text)))
+    except NOT_PYTHON:
+        return []
+    lines = text.split("\n")
+    cut = (as_prompt(node, lines, document) for node in nodes if isinstance(node, ast.FunctionDef))
+    prompts = [prompt for prompt in cut if prompt is not None]
+    return sorted(prompts, key=lambda prompt: draw(seed, f"{document}:{prompt.line}"))
+
+
+def as_prompt(node: ast.FunctionDef, lines: list[str], document: str) -> FunctionPrompt | None:
+    """The prompt of one function, or None where it makes no good one.
+
+    That is where the body is trivial, or shares a line with what is before it, or begins with a docstring
+    of several lines: a model would spend its budget on prose.
+    """
+    docstring = node.body[0] if is_trivial(node.body[0]) else None
+    own = node.body[1:] if docstring else node.body
+    before = (docstring.end_lineno if docstring else header_end(node)) or node.lineno
+    if not own or all(map(is_trivial, own)) or start(own[0]) <= before:
+        return None
+    if docstring and docstring.lineno != docstring.end_lineno:
+        return None
+    prompt_end = before if docstring else start(own[0]) - 1  # a line number, from 1
+    margin = lines[node.lineno - 1][: node.col_offset]
+    # Not textwrap.dedent: a string that reaches to the left of the function would hold everything back.
+    whole = [line.removeprefix(margin) + "\n" for line in lines[node.lineno - 1 : node.end_lineno]]
+    size = prompt_end - node.lineno + 1
+    return FunctionPrompt("".join(whole[:size]), "".join(whole[size:]), document, node.lineno)
+
+
+def header_end(node: ast.FunctionDef) -> int:
+    """The last line that an argument, a default or an annotation of the header reaches, at least."""
+    parts = [node.args, *([node.returns] if node.returns else [])]
+    ends = (getattr(part, "end_lineno", None) for root in parts for part in ast.walk(root))
+    return max([node.lineno, *(end for end in ends if end)])
+
+
+def start(statement: ast.stmt) -> int:
+    """A statement's first line, its decorators counted."""
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def draw(seed: int, name: str) -> bytes:
+    """A number drawn by (seed, name): sorting by it is a shuffle that does not depend on the others."""
+    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
