@@ -1,0 +1,312 @@
+"""Text to ids and back: a thin wrapper around one `tokenizer.json` of the `tokenizers` library.
+
+What the wrapper adds: the special ids by role whatever their spelling, special tokens in a user's
+text read as plain text, decoding one id at a time, and complaints that say what to do.
+"""
+
+import codecs
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from hasten.core.errors import DataError
+from hasten.core.files import write_json, write_text
+
+FILE, ROLES_FILE = "tokenizer.json", "tokenizer_config.json"
+MAX_FILE_BYTES = 1 << 28  # the largest published tokenizer.json are about 35 MB
+
+# How the tokenizers in use spell each role, most specific first.
+END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+BEGIN = ("<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
+PADDING = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class TextStream(Protocol):
+    """Decodes ids as they come."""
+
+    def step(self, token: int) -> str:
+        """The characters that `token` completes; often none, sometimes several."""
+
+    def finish(self) -> str:
+        """What is left when no more ids come: U+FFFD for bytes that never became a character."""
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    `bos_id` begins every document and `eot_id` ends it; many tokenizers, ours among them, use one
+    token for both.  `pad_id` fills rows; it is `eot_id` where there is no token for that.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
+        """`roles` may spell `bos_token`, `eos_token`, `pad_token`; else well-known spellings are looked for."""
+        self.inner, roles = inner, roles or {}
+        # A file may ask for texts to be cut or padded; nothing of ours wants that, least of all silently.
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True
+        self.vocab_size = count_ids(inner)
+        end = self.role(roles.get("eos_token"), END)
+        if end is None:
+            raise DataError(
+                f"the tokenizer has no token that ends a text; add one of {', '.join(END)} as a special token"
+                f" to its {FILE}, or name it as eos_token in {ROLES_FILE} beside it"
+            )
+        self.eot_id = end
+        begin, padding = self.role(roles.get("bos_token"), BEGIN), self.role(roles.get("pad_token"), PADDING)
+        self.bos_id = end if begin is None else begin
+        self.pad_id = end if padding is None else padding
+
+    def role(self, spelled: str | None, known: Sequence[str]) -> int | None:
+        """The id of `spelled`, or else of the first well-known spelling that is a special token here."""
+        if spelled is not None:
+            found = self.inner.token_to_id(spelled)
+            if found is None:
+                raise DataError(
+                    f"{ROLES_FILE} names the token {spelled!r}, which {FILE} lacks; correct the name"
+                )
+            return found
+        special = {t.content: id for id, t in self.inner.get_added_tokens_decoder().items() if t.special}
+        return next((special[name] for name in known if name in special), None)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Read a `tokenizer.json`, or a folder with one, or a folder with GPT-2's vocab.json and merges.txt.
+
+        The two GPT-2 files may be gzipped.  Raises DataError for anything missing or malformed.
+        """
+        path = Path(path)
+        file = path / FILE if path.is_dir() else path
+        if path.is_dir() and not file.exists() and find(path, "vocab.json"):
+            return cls(load_gpt2(path))
+        if not file.is_file():
+            raise DataError(f"{path}: there is no {FILE} here; give the file or a folder that holds it")
+        inner = parse(read_text(file), file)
+        try:
+            return cls(inner, read_roles(file.with_name(ROLES_FILE)))
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
+
+    def save(self, folder: Path | str) -> Path:
+        """Write `tokenizer.json` and, beside it, which token has which role; return the former's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FILE, self.inner.to_str(pretty=True))
+        ids = {"bos_token": self.bos_id, "eos_token": self.eot_id, "pad_token": self.pad_id}
+        roles = {name: self.inner.id_to_token(id) for name, id in ids.items()}
+        write_json(folder / ROLES_FILE, {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
+        return folder / FILE
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits: equal for tokenizers that give equal ids."""
+        ids = f"{self.bos_id} {self.eot_id} {self.pad_id} "
+        return hashlib.sha256((ids + self.inner.to_str()).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special tokens added; what looks like a special token is plain text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of several texts, on all cores."""
+        try:
+            encodings = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            raise DataError(
+                "a text holds half a surrogate pair and is no Unicode; decode its file with errors='replace'"
+            ) from None
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of `ids`; special tokens show up only if `special`."""
+        ids = list(ids)
+        for token in (min(ids), max(ids)) if ids else ():
+            self.check(token)
+        return self.inner.decode(ids, skip_special_tokens=not special)
+
+    def stream(self) -> TextStream:
+        """A decoder that takes one id at a time and gives out only complete characters."""
+        return ByteStream(self) if self.is_byte_level else PieceStream(self)
+
+    def check(self, token: int) -> None:
+        """Raise DataError for an id that means nothing here."""
+        if not 0 <= token < self.vocab_size:
+            raise DataError(
+                f"id {token} is outside the tokenizer's vocabulary of {self.vocab_size:,};"
+                " mask the logits of padded vocabulary rows before you sample"
+            )
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether ids are runs of bytes, so that every text survives the way there and back."""
+        return isinstance(self.inner.decoder, decoders.ByteLevel)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `decode` leaves out."""
+        return frozenset(id for id, t in self.inner.get_added_tokens_decoder().items() if t.special)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id of a byte-level tokenizer stands for, special tokens spelt out.  [V]"""
+        assert self.is_byte_level
+        return [spelling(self.inner.id_to_token(id) or "") for id in range(self.vocab_size)]
+
+
+class ByteStream:
+    """Ids to characters through the bytes they stand for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def step(self, token: int) -> str:
+        self.tokenizer.check(token)
+        if token in self.tokenizer.special_ids:
+            return ""
+        return self.decoder.decode(self.tokenizer.token_bytes[token])
+
+    def finish(self) -> str:
+        return self.decoder.decode(b"", final=True)
+
+
+class PieceStream:
+    """Ids to characters for any other tokenizer, by decoding a short tail of the ids again.
+
+    Between words spaces may be written or swallowed (WordPiece, Metaspace), so a piece's text is what
+    it adds to the text of the pieces before it.  A trailing U+FFFD may be the start of a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.tail: list[int] = []
+        self.read = 0  # how many ids of the tail have been given out
+
+    def step(self, token: int) -> str:
+        self.tokenizer.check(token)
+        if token in self.tokenizer.special_ids:
+            return ""
+        self.tail.append(token)
+        text = self.pending()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self.tail, self.read = self.tail[self.read :], len(self.tail) - self.read
+        return text
+
+    def finish(self) -> str:
+        text = self.pending()
+        self.tail, self.read = [], 0
+        return text
+
+    def pending(self) -> str:
+        """Text of the ids that have not been given out, in the context of those before them."""
+        before = self.tokenizer.inner.decode(self.tail[: self.read])
+        return self.tokenizer.inner.decode(self.tail)[len(before) :]
+
+
+def count_ids(inner: tokenizers.Tokenizer) -> int:
+    """The largest id plus one: how many rows an embedding needs."""
+    ids = inner.get_vocab(with_added_tokens=True).values()
+    size = max(ids, default=-1) + 1
+    if size > 2 * len(ids) + 1024:
+        raise DataError(
+            f"the tokenizer has {len(ids):,} tokens but ids up to {size - 1:,}; number them without gaps"
+        )
+    return size
+
+
+BYTE_OF = {
+    char: byte
+    for byte, char in enumerate(
+        [chr(b) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174 else "" for b in range(256)]
+    )
+    if char
+}
+BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in BYTE_OF.values())}
+"""GPT-2's alphabet (Radford et al. 2019, encoder.py): each byte as a printable character."""
+
+
+def spelling(piece: str) -> bytes:
+    """The bytes of a byte-level piece; a piece outside the alphabet is an added token, spelt as is."""
+    known = [BYTE_OF.get(char) for char in piece]
+    return piece.encode() if None in known else bytes(byte for byte in known if byte is not None)
+
+
+def byte_level(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Cut text where `pattern` says, then write each piece's bytes in GPT-2's alphabet."""
+    parts = [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    return pre_tokenizers.Sequence(parts)
+
+
+def load_gpt2(folder: Path) -> tokenizers.Tokenizer:
+    """GPT-2's two files as a tokenizer."""
+    vocab_file, merges_file = find(folder, "vocab.json"), find(folder, "merges.txt")
+    if vocab_file is None or merges_file is None:
+        raise DataError(f"{folder}: has vocab.json but no merges.txt; put both files there")
+    lines = read_text(merges_file).splitlines()
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    try:
+        vocab = json.loads(read_text(vocab_file))
+        inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as error:
+        raise DataError(f"{folder}: vocab.json and merges.txt do not make a tokenizer ({error})") from None
+    inner.pre_tokenizer, inner.decoder = byte_level(GPT2_PATTERN), decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(END[0], special=True, normalized=False)])
+    return inner
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """`name` or `name.gz` in `folder`."""
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def read_text(file: Path) -> str:
+    """The text of a file of bounded size, gunzipped if its name ends so."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        try:
+            data = stream.read(MAX_FILE_BYTES + 1)
+        except (OSError, EOFError) as error:
+            raise DataError(f"{file}: cannot be read ({error}); fetch it again") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(
+            f"{file}: is larger than {MAX_FILE_BYTES:,} bytes and no tokenizer file; give another"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: is not UTF-8 text; give a {FILE} of the tokenizers library") from None
+
+
+def parse(text: str, file: Path) -> tokenizers.Tokenizer:
+    """A tokenizer from JSON text; `file` is for the complaint."""
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:  # a panic in the library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise DataError(f"{file}: is not a {FILE} of the tokenizers library ({error})") from None
+
+
+def read_roles(file: Path) -> dict[str, str]:
+    """The spellings of special roles in a Hugging Face `tokenizer_config.json`, {} without the file."""
+    if not file.exists():
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(read_text(file))
+        entries = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+        spelled = {name: e["content"] if isinstance(e, dict) else e for name, e in entries.items()}
+    except (ValueError, AttributeError, KeyError, RecursionError):
+        raise DataError(f"{file}: is not the JSON of a tokenizer's roles; correct or remove it") from None
+    return {name: value for name, value in spelled.items() if isinstance(value, str)}

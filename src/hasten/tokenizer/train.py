@@ -1,0 +1,173 @@
+"""Make a tokenizer from text: byte-level BPE, byte-level unigram, or WordPiece, in bounded memory."""
+
+import time
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from typing import Any, Literal
+
+import tokenizers
+import xxhash
+from pydantic import Field, model_validator
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from hasten.core.config import Config
+from hasten.core.console import Progress, say
+from hasten.core.errors import DataError
+from hasten.tokenizer.tokenizer import Tokenizer, byte_level
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # Devlin et al. 2019
+PIECE_CHARS = 1 << 14
+MAX_TOKEN_CHARS = 64
+
+# Where a token may never reach across, after GPT-4's pattern (tiktoken, cl100k_base).  What differs:
+# a line break takes the next line's indentation along, and so does punctuation that ends a line, so
+# that the "):" of a def and the four spaces below it can be one token (Python: 7% fewer tokens); Han
+# script is kept apart from letters with spaces between words; digits go by twos, as three are too
+# many for a small vocabulary; marks stay with their letters.
+PATTERN = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"\s*[\r\n]+[ \t]*",
+        r"\p{Han}+",
+        r"[^\r\n\p{L}\p{N}]?[[\p{L}\p{M}]&&[^\p{Han}]]+",
+        r"\p{N}{1,2}",
+        r" ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+
+class TokenizerConfig(Config):
+    """Learn a vocabulary from the training text.
+
+    `bpe` and `unigram` work on bytes: any text comes back exactly as it went in.  `wordpiece` is
+    BERT's: lower-case, without accents, [UNK] for letters it has not met.
+    """
+
+    kind: Literal["bpe", "unigram", "wordpiece"] = "bpe"
+    vocab_size: int = Field(8_192, description="how many tokens in all, special ones and 256 bytes included")
+    min_frequency: int = Field(2, ge=1, description="a pair seen less often is not made into a token")
+    sample_bytes: int = Field(
+        100_000_000, ge=1, description="learn from an even sample of at most this many bytes of text"
+    )
+    special_tokens: tuple[str, ...] = Field((), description="further tokens that text itself never gives")
+
+    @model_validator(mode="after")
+    def check(self) -> "TokenizerConfig":
+        least = 256 + len(self.specials)
+        if self.kind != "wordpiece" and self.vocab_size < least:
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) has no room for 256 bytes and {len(self.specials)} special"
+                f" tokens; write {least} or more"
+            )
+        if len(set(self.specials)) < len(self.specials) or "" in self.specials:
+            raise ValueError(
+                f"special_tokens must differ from {', '.join(self.reserved)}, from each other and from ''"
+            )
+        return self
+
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """Special tokens that every tokenizer of this kind has."""
+        return WORDPIECE if self.kind == "wordpiece" else (END, PAD)
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """All special tokens, in the order of their ids, from 0."""
+        return self.reserved + self.special_tokens
+
+
+def train(texts: Iterable[str], config: TokenizerConfig, progress: bool = True) -> Tokenizer:
+    """A tokenizer of `config.vocab_size` tokens learnt from `texts`.
+
+    Memory holds at most `config.sample_bytes` of text, whatever the length of `texts` or of a line in
+    it.  Raises DataError if there is no text, or too little for so many tokens.
+    """
+    start = time.monotonic()
+    pieces, seen, used = sample(texts, config.sample_bytes, progress)
+    if not pieces:
+        raise DataError("tokenizer: there is no text to learn from; check data.sources")
+    inner, trainer = blank(config)
+    inner.train_from_iterator(pieces, trainer)
+    check_size(inner.get_vocab_size(), config, used)
+    part = "" if used == seen else f", an even sample of the {seen / 1e6:,.1f} MB there are (sample_bytes)"
+    if part or progress:
+        say(
+            f"tokenizer  {config.kind}, {config.vocab_size:,} tokens learnt from {used / 1e6:,.1f} MB{part},"
+            f" in {time.monotonic() - start:.1f} s"
+        )
+    return Tokenizer(inner)
+
+
+def check_size(size: int, config: TokenizerConfig, used: int) -> None:
+    """Raise DataError if the text gave fewer tokens than asked for."""
+    if size < config.vocab_size:
+        raise DataError(
+            f"tokenizer: {used:,} bytes of text give only {size:,} of {config.vocab_size:,} tokens;"
+            f" write vocab_size: {size} or less, or give more text"
+        )
+
+
+def sample(texts: Iterable[str], budget: int, progress: bool) -> tuple[list[str], int, int]:
+    """Pieces of `texts` of at most `budget` bytes together; bytes seen, bytes kept.
+
+    Each piece draws a number from its place in the stream, and those with the smallest numbers stay:
+    an even sample in one pass, and the same one every time.
+    """
+    kept: list[tuple[int, int, str, int]] = []  # a heap, largest number first
+    seen = used = 0
+    line = Progress("tokenizer", unit="bytes read")
+    for place, piece in enumerate(cut(texts)):
+        size = len(piece.encode("utf-8", "surrogatepass"))
+        seen, used = seen + size, used + size
+        heappush(kept, (-xxhash.xxh64_intdigest(place.to_bytes(8, "little")), place, piece, size))
+        while used > budget and len(kept) > 1:
+            used -= heappop(kept)[-1]
+        if progress:
+            line.update(seen)
+    return [piece for _, _, piece, _ in sorted(kept, key=lambda entry: entry[1])], seen, used
+
+
+def cut(texts: Iterable[str]) -> Iterator[str]:
+    """`texts` in pieces of at most PIECE_CHARS characters, cut before line breaks where there are any.
+
+    The library keeps about a hundred bytes for each character of the text it looks at, so that one
+    line of a gigabyte would take all memory (huggingface/tokenizers#1345).
+    """
+    for text in texts:
+        start = 0
+        while len(text) - start > PIECE_CHARS:
+            end = text.rfind("\n", start + 1, start + PIECE_CHARS)
+            end = end if end > start else start + PIECE_CHARS
+            yield text[start:end]
+            start = end
+        if start < len(text):
+            yield text[start:]
+
+
+def blank(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Any]:
+    """An untrained tokenizer of the configured kind, and the library's trainer for it."""
+    common: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "special_tokens": list(config.specials),
+        "show_progress": False,
+    }
+    if config.kind == "wordpiece":
+        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        inner.normalizer, inner.pre_tokenizer = (
+            normalizers.BertNormalizer(),
+            pre_tokenizers.BertPreTokenizer(),
+        )
+        inner.decoder = decoders.WordPiece()
+        # Rare characters beyond half of the vocabulary become [UNK]; words need the other half.
+        common |= {"min_frequency": config.min_frequency, "limit_alphabet": config.vocab_size // 2}
+        return inner, trainers.WordPieceTrainer(**common)
+    inner = tokenizers.Tokenizer(models.BPE() if config.kind == "bpe" else models.Unigram())
+    inner.pre_tokenizer, inner.decoder = byte_level(PATTERN), decoders.ByteLevel()
+    common |= {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    if config.kind == "unigram":
+        return inner, trainers.UnigramTrainer(**common)
+    limits = {"min_frequency": config.min_frequency, "max_token_length": MAX_TOKEN_CHARS}
+    return inner, trainers.BpeTrainer(**common, **limits)
