@@ -1,0 +1,62 @@
+"""Cross-entropy against targets: pretraining, masked and sequence-to-sequence modelling, fine-tuning."""
+
+from typing import Literal, cast
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from hasten.core.batch import IGNORE, Batch
+from hasten.core.config import Config
+from hasten.model.transformer import Decoder
+from hasten.ops.loss import chunked_cross_entropy
+
+WHOLE_BYTES, CHUNK_BYTES = 2**30, 2**28
+
+
+class CrossEntropy(Config):
+    """The negative log-likelihood of each target that is not IGNORE, summed, in nats.
+
+    The two regularisers, like dropout, are there in training mode only: a measured loss is the plain one.
+    """
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    chunk_tokens: PositiveInt | Literal["auto"] | None = Field(
+        "auto", description="logits are made for so many tokens at a time; auto: all, unless they pass 1 GiB"
+    )
+    z_loss: NonNegativeFloat = Field(
+        0.0, description="weight of log^2 Z, which holds logits down; 1e-4 is usual"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a target spread over the vocabulary"
+    )
+
+    def count(self, batch: Batch) -> Tensor:
+        """The number of targets that carry loss, []."""
+        return (batch.targets != IGNORE).sum()
+
+    def enrich(self, batch: Batch) -> Batch:
+        """Nothing to add: no frozen model is asked."""
+        return batch
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor | None]:
+        """Tokens [B, T] with their positions and segments."""
+        return {"tokens": batch.tokens, "positions": batch.positions, "segments": batch.segments}
+
+    def loss(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
+        """Summed cross-entropy [] of `hidden` [B, T, D]."""
+        decoder = cast(Decoder, model)
+        return chunked_cross_entropy(
+            decoder.logits,
+            hidden.flatten(0, 1),
+            batch.targets.flatten(),
+            chunk_tokens=self.chunk(batch.targets.numel(), decoder.config.vocabulary),
+            z_loss=self.z_loss if model.training else 0.0,
+            label_smoothing=self.label_smoothing if model.training else 0.0,
+        )
+
+    def chunk(self, num_tokens: int, vocab_size: int) -> int | None:
+        """For how many tokens to hold float32 logits at a time; None is all of them, which is fastest."""
+        if self.chunk_tokens != "auto":
+            return self.chunk_tokens
+        row_bytes = 4 * vocab_size
+        return None if num_tokens * row_bytes <= WHOLE_BYTES else max(1, CHUNK_BYTES // row_bytes)

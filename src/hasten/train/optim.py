@@ -1,0 +1,212 @@
+"""The optimizer: Muon on block matrices, AdamW on everything else, or AdamW on everything.
+
+Every parameter has a role, told by its name (`model.layout.role`): `matrix` inside a block, `embedding`,
+`head`, or `vector` (norms, biases).  Each role has its own learning rate.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from hasten.core.config import Config
+from hasten.core.errors import CheckpointError
+from hasten.model.layout import role
+from hasten.ops.orthogonalize import orthogonalize
+
+ROLES = ("matrix", "embedding", "head", "vector")
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Decay, Decay]  # of the running mean of the gradient and of its square
+
+
+class AdamWConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019) on every parameter; weight decay on all but vectors."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    embedding_learning_rate: PositiveFloat | None = Field(None, description="None: as learning_rate")
+    head_learning_rate: PositiveFloat | None = Field(None, description="None: as learning_rate")
+    vector_learning_rate: PositiveFloat | None = Field(None, description="None: as learning_rate")
+    betas: Betas = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    def rate(self, role: str) -> float:
+        """The learning rate of a role before the schedule."""
+        return (role != "matrix" and getattr(self, f"{role}_learning_rate")) or self.learning_rate
+
+
+class MuonConfig(Config):
+    """Muon (Jordan et al. 2024) on block matrices; AdamW on embeddings, head and vectors, without decay."""
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: PositiveFloat = Field(0.02, description="of block matrices: the spectral size of a step")
+    momentum: Decay = 0.95
+    weight_decay: NonNegativeFloat = Field(0.0, description="of block matrices; long runs want 0.01 to 0.1")
+    embedding_learning_rate: PositiveFloat = 0.03
+    head_learning_rate: PositiveFloat = 0.008
+    vector_learning_rate: PositiveFloat = 0.01
+    betas: Betas = (0.8, 0.95)
+    eps: PositiveFloat = 1e-10
+
+    def rate(self, role: str) -> float:
+        """The learning rate of a role before the schedule."""
+        return float(self.learning_rate if role == "matrix" else getattr(self, f"{role}_learning_rate"))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), for matrices W [rows, cols] with gradient G:
+
+        M <- mu M + G
+        W <- (1 - eta lambda) W - eta sqrt(max(1, rows / cols)) O(G + mu M)
+
+    O replaces every singular value by about 1 (`ops.orthogonalize`).  The factor is Jordan's: the step's
+    spectral norm is eta times sqrt(rows / cols) whatever the size, so one rate serves narrow and wide models
+    (the spectral condition of Yang, Simon and Bernstein 2023).  Moonlight's 0.2 sqrt(max(rows, cols)) would
+    match AdamW's mean size instead, and its rate would have to be found again for every width.
+
+    Matrices of one shape are handled as one batch [N, rows, cols], and their momenta are kept so.  As with
+    torch's fused optimizers, an attribute `found_inf` of 1.0 leaves weights and momenta as they are.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for matrices in by_shape(group["params"]):
+                momenta = torch.zeros(
+                    len(matrices), *matrices[0].shape, dtype=matrices[0].dtype, device=matrices[0].device
+                )
+                for matrix, slot in zip(matrices, momenta, strict=True):
+                    self.state[matrix] = {"momentum": slot, "batch": momenta}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every matrix."""
+        for group in self.param_groups:
+            for matrices in by_shape(group["params"]):
+                self.update(matrices, group["lr"], group["momentum"], group["weight_decay"])
+
+    def update(self, matrices: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        """One update of matrices that share a shape."""
+        rows, cols = matrices[0].shape
+        gradient = torch.stack([m.grad if m.grad is not None else torch.zeros_like(m) for m in matrices])
+        average: Tensor = self.state[matrices[0]]["batch"]
+        keep, shrink = average.new_tensor(momentum), average.new_tensor(1 - lr * weight_decay)
+        bad = self.found_inf.bool() if self.found_inf is not None else None
+        if bad is not None:
+            # x * 1 and x + (-0.0) are x for every x, -0.0 included; no wait for the device is needed.
+            gradient = gradient.masked_fill(bad, -0.0)
+            keep, shrink = keep.masked_fill(bad, 1.0), shrink.masked_fill(bad, 1.0)
+        average.mul_(keep).add_(gradient)
+        direction = orthogonalize(gradient.add(average, alpha=momentum)).to(average.dtype)
+        if bad is not None:
+            direction = direction.masked_fill(bad, 0.0)  # times a negative rate: -0.0
+        torch._foreach_mul_(matrices, shrink)
+        torch._foreach_add_(matrices, list(direction.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5)
+
+
+def by_shape(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Matrices in lists of equal shape and type, in the order in which the shapes appear."""
+    shapes: dict[Any, list[Tensor]] = defaultdict(list)
+    for matrix in matrices:
+        shapes[matrix.shape, matrix.dtype, matrix.device].append(matrix)
+    return list(shapes.values())
+
+
+class Optimizer:
+    """Every trainable parameter of a model with the rule and the rate of its role.
+
+    The state is a flat mapping of named tensors, `{parameter}/{momentum|exp_avg|exp_avg_sq|step}`, there
+    from the start, so that a checkpoint always holds the same names.
+    """
+
+    def __init__(self, model: nn.Module, config: AdamWConfig | MuonConfig) -> None:
+        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        roles: dict[str, list[Tensor]] = {known: [] for known in ROLES}
+        for parameter, name in self.names.items():
+            roles[role(name)].append(parameter)
+        groups = [{"params": roles[r], "lr": config.rate(r), "role": r} for r in ROLES if roles[r]]
+        self.parts = list(parts(groups, config))
+        self.groups = [group for part in self.parts for group in part.param_groups]
+        self.rates = [group["lr"] for group in self.groups]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters that are trained."""
+        return list(self.names)
+
+    def step(self, multiplier: float, finite: Tensor) -> None:
+        """Update with `multiplier` on every learning rate; not a bit changes where `finite` [] is False."""
+        for group, rate in zip(self.groups, self.rates, strict=True):
+            group["lr"] = rate * multiplier
+        for part in self.parts:
+            part.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.names:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The live state tensors by name; clone them before the next step if they must not change."""
+        return {
+            f"{name}/{key}": value
+            for parameter, name in self.names.items()
+            for key, value in self.state(parameter).items()
+            if key != "batch"
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Copy a saved state into this one; the names and shapes must be the same."""
+        own = self.state_dict()
+        for name in sorted(own.keys() ^ saved.keys()):
+            where = "is missing from the checkpoint" if name in own else "is not of this optimizer"
+            raise CheckpointError(
+                f"optimizer state '{name}' {where}; resume with the optimizer that the run began with"
+            )
+        for name, tensor in own.items():
+            if tensor.shape != saved[name].shape:
+                raise CheckpointError(
+                    f"optimizer state '{name}' has shape {list(saved[name].shape)} in the checkpoint and"
+                    f" {list(tensor.shape)} here; resume with the model that the run began with"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+    def state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What the optimizer remembers about one parameter."""
+        return next(part.state[parameter] for part in self.parts if parameter in part.state)
+
+
+def parts(groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig) -> Iterable[torch.optim.Optimizer]:
+    """The optimizers for groups with a role each: one AdamW, or a Muon and an AdamW."""
+    adam = groups
+    decay = config.weight_decay if isinstance(config, AdamWConfig) else 0.0
+    if isinstance(config, MuonConfig):
+        matrices = [group for group in groups if group["role"] == "matrix"]
+        adam = [group for group in groups if group["role"] != "matrix"]
+        if matrices:
+            yield Muon(matrices, config.learning_rate, config.momentum, config.weight_decay)
+    if adam:
+        decays = [{**group, "weight_decay": 0.0 if group["role"] == "vector" else decay} for group in adam]
+        yield started(torch.optim.AdamW(decays, betas=config.betas, eps=config.eps, fused=True))
+
+
+def started(adam: torch.optim.AdamW) -> torch.optim.AdamW:
+    """The optimizer with its state in place, which torch would make at the first step."""
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return adam
