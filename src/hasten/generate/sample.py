@@ -6,9 +6,12 @@ top-k, top-p, min-p, which is also the order of `transformers`.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from hasten.generate.config import GenerateConfig
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -82,3 +85,48 @@ def draws(seed: int, prompt: str, count: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "surrogatepass")).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.rand(count, dtype=torch.float64, generator=generator)
+
+
+class Sampler:
+    """Chooses a batch's next tokens, each row from its own draws."""
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[int, str, list[int]]],
+        config: GenerateConfig,
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        """Each row is its seed, its prompt, and the ids that it begins with."""
+        self.config, self.vocab_size, self.step = config, vocab_size, 0
+        self.draws: Tensor | None = None
+        self.seen: Tensor | None = None
+        if config.temperature > 0:
+            each = [draws(seed, prompt, config.max_new_tokens) for seed, prompt, _ in rows]
+            self.draws = torch.stack(each, dim=1).to(device)  # [max_new_tokens, B]
+        if config.repetition_penalty != 1:
+            self.seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
+            for seen, (_, _, ids) in zip(self.seen, rows, strict=True):
+                seen[ids] = True
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next token of each row: [B, V] -> [B]; rows of a padded vocabulary are out of reach."""
+        logits = logits[:, : self.vocab_size].float()
+        if self.seen is not None:
+            logits = penalize_repetition(logits, self.seen, self.config.repetition_penalty)
+        tokens = logits.argmax(dim=-1) if self.draws is None else self.draw(logits, self.draws[self.step])
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+        self.step += 1
+        return tokens
+
+    def draw(self, logits: Tensor, draw: Tensor) -> Tensor:
+        """One token a row from what the filters leave: logits [B, V], draw [B] -> [B]."""
+        c = self.config
+        left = filtered(logits, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p)
+        return pick(left, draw)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        self.draws = None if self.draws is None else self.draws[:, rows]
+        self.seen = None if self.seen is None else self.seen[rows]

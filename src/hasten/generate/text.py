@@ -65,7 +65,7 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
 
 
 def undecided(text: str, stop: Sequence[str]) -> int:
-    """The length of the longest end of `text` that begins a stop string: `undecided("a\\n", ["\\n\\n"])` is 1."""
+    """The length of the longest end of `text` that begins a stop string: 1 for `"a-"` and `["--"]`."""
     longest = max((len(word) for word in stop), default=1) - 1
     return next(
         (n for n in range(min(longest, len(text)), 0, -1) if any(w.startswith(text[-n:]) for w in stop)), 0

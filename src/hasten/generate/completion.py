@@ -1,0 +1,110 @@
+"""One completion: while it grows, and when it is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from hasten.core.errors import DataError
+from hasten.generate.config import GenerateConfig
+from hasten.generate.text import GrowingText
+from hasten.tokenizer.tokenizer import Tokenizer
+
+StoppedBy = Literal["end_of_text", "stop", "length", "context"]
+PRIMING_TOKENS = 16
+"""How much of the prompt's end the decoder of a completion is shown: enough for a character and a space."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came after `prompt`: `text` without the stop string; `tokens` are all ids that were chosen."""
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    stopped_by: StoppedBy
+    seed: int
+    forgotten_tokens: int = 0
+
+    @property
+    def remark(self) -> str | None:
+        """What the model's context did to this text, as a sentence; None if it was large enough."""
+        if self.stopped_by == "context":
+            return (
+                f"the text ends after {len(self.tokens)} tokens because the model's context is full;"
+                " write context_overflow: slide to go on without the beginning"
+            )
+        if self.forgotten_tokens:
+            return f"the model forgot the first {self.forgotten_tokens} tokens as its context was full"
+        return None
+
+
+class Row:
+    """One completion while it grows."""
+
+    def __init__(
+        self,
+        prompt: str,
+        seed: int,
+        ids: list[int],
+        *,
+        tokenizer: Tokenizer,
+        max_positions: int,
+        config: GenerateConfig,
+        on_piece: Callable[[str], None] | None,
+    ) -> None:
+        """`ids` are the prompt's; `on_piece` receives the text as it grows."""
+        self.prompt, self.seed, self.ids, self.config = prompt, seed, ids, config
+        self.max_positions, self.eot_id = max_positions, tokenizer.eot_id
+        self.num_prompt_tokens = len(ids)
+        self.start = 0  # of what the model still has in its context
+        self.stopped_by: StoppedBy | None = None
+        stream = tokenizer.stream()
+        for token in ids[-PRIMING_TOKENS:]:
+            stream.step(token)  # so that a completion begins with its space where the prompt ends in a word
+        self.text = GrowingText(stream, config.stop, on_piece)
+        if self.is_full:
+            self.forget()
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.ids) - self.num_prompt_tokens
+
+    @property
+    def window(self) -> list[int]:
+        """What the model is to have read."""
+        return self.ids[self.start :]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the newest token stands beyond the last position that the model knows."""
+        return len(self.ids) - self.start > self.max_positions
+
+    def push(self, token: int) -> bool:
+        """Take the next token; False when the row has ended with it."""
+        self.ids.append(token)
+        if token == self.eot_id and self.config.stop_at_end_of_text:
+            self.stopped_by = "end_of_text"
+        elif self.text.push(token):
+            self.stopped_by = "stop"
+        elif self.num_new_tokens == self.config.max_new_tokens:
+            self.stopped_by = "length"
+        elif self.is_full and self.config.context_overflow == "stop":
+            self.stopped_by = "context"
+        return self.stopped_by is None
+
+    def forget(self) -> None:
+        """Drop all but the last half of the context; refuse to cut a prompt unless that was asked for."""
+        if self.config.context_overflow == "stop":
+            raise DataError(
+                f"the prompt {self.prompt[:40]!r}... has {len(self.ids)} tokens and the model's context"
+                f" {self.max_positions}; shorten it, or write context_overflow: slide to keep its end"
+            )
+        self.start = len(self.ids) - max(self.max_positions // 2, 1)
+
+    def completion(self) -> Completion:
+        """The row as a result, once it has ended."""
+        assert self.stopped_by is not None
+        text = self.text.text if self.stopped_by == "stop" else self.text.finish()
+        tokens = tuple(self.ids[self.num_prompt_tokens :])
+        return Completion(self.prompt, text, tokens, self.stopped_by, self.seed, self.start)

@@ -1,0 +1,97 @@
+"""How text is generated, as a recipe's `generate:` section."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hasten.core.config import Config
+from hasten.core.errors import DataError
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class GenerateConfig(Config):
+    """Continue prompts, one text each or several.
+
+    A completion depends on its prompt, its seed and the settings that choose tokens, never on the prompts
+    beside it: sample s of a prompt has seed `seed` + s.  It ends at the end of a document, at a `stop` string
+    (which is cut off), after `max_new_tokens`, or where the model's context is full.
+    """
+
+    prompts: tuple[str, ...] = ()
+    prompts_file: Path | None = Field(
+        None, description="one prompt a line, or .jsonl with a `prompt` a line; added to `prompts`"
+    )
+    samples_per_prompt: Positive = 1
+    max_new_tokens: Positive = 256
+    temperature: float = Field(0.8, ge=0, description="0 takes the likeliest token every time")
+    top_k: Positive | None = Field(None, description="choose among the k likeliest tokens")
+    top_p: float | None = Field(
+        0.95, gt=0, le=1, description="choose among the likeliest tokens that together have probability p"
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="drop tokens less likely than min_p times the likeliest"
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1: tokens of the prompt and the text so far become less likely"
+    )
+    stop: tuple[str, ...] = Field((), description="strings at which a text ends")
+    stop_at_end_of_text: bool = Field(True, description="end where the model ends the document")
+    context_overflow: Literal["stop", "slide"] = Field(
+        "stop",
+        description="when the context is full, end the text, or forget all but the last half and go on",
+    )
+    precision: Literal["model", "fp32", "bf16"] = Field(
+        "model", description="of weights and cache; model: as they are"
+    )
+    batch_rows: Positive = Field(32, description="texts that are generated together")
+    seed: int = 0
+
+    @field_validator("stop")
+    @classmethod
+    def check_stop(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty stop string stands everywhere; leave it out")
+        return stop
+
+    @model_validator(mode="after")
+    def check_greedy(self) -> "GenerateConfig":
+        if self.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(
+                f"samples_per_prompt is {self.samples_per_prompt} and temperature 0: the same text each time;"
+                " write samples_per_prompt: 1 or temperature: 0.8"
+            )
+        return self
+
+    def all_prompts(self) -> list[str]:
+        """`prompts`, then those of `prompts_file`; DataError where the file cannot be read or holds none."""
+        return [*self.prompts, *(read_prompts(self.prompts_file) if self.prompts_file else [])]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file (a line each, empty lines left out) or of a .jsonl file."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; give prompts_file one prompt a line") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); give one prompt a line") from None
+    filled = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    if not filled:
+        raise DataError(f"{path}: holds no prompt; write one a line")
+    if path.suffix != ".jsonl":
+        return [line for _, line in filled]
+    return [prompt_of(line, f"{path}, line {number}") for number, line in filled]
+
+
+def prompt_of(line: str, where: str) -> str:
+    """The `prompt` of one JSON line."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise DataError(f'{where}: is not JSON; write {{"prompt": "..."}}') from None
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise DataError(f'{where}: has no text under "prompt"; write {{"prompt": "..."}}')
+    return value["prompt"]

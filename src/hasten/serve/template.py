@@ -1,0 +1,99 @@
+"""Chat templates: find one beside a tokenizer, render it in a confined process, turn it into tokens."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hasten.core.errors import DataError
+
+SECONDS, STARTUP_SECONDS = 0.5, 10.0
+MEMORY_BYTES = 512 << 20
+LONGEST_TEMPLATE, LONGEST_TEXT = 100_000, 4_000_000
+
+Message = dict[str, str]  # {"role": "user", "content": "..."}
+
+
+def find_template(folder: Path) -> str | None:
+    """The chat template of a model's folder, or None: `chat_template.jinja`, else `tokenizer_config.json`.
+
+    The special tokens that the folder names (`bos_token`, `eos_token`, ...) are set at its beginning.
+    """
+    settings = read_settings(folder / "tokenizer_config.json")
+    own = folder / "chat_template.jinja"
+    source = own.read_text(encoding="utf-8") if own.is_file() else settings.get("chat_template")
+    if isinstance(source, list):  # several templates by name
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    if source is None:
+        return None
+    return set_special_tokens(settings) + source
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a tokenizer_config.json; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{path}: is not JSON ({error}); take the file from the model's source again"
+        ) from None
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: should hold a JSON object, got {type(settings).__name__}")
+    return settings
+
+
+def set_special_tokens(settings: dict[str, Any]) -> str:
+    """`{% set bos_token = "<s>" %}...`: templates expect these names to be defined."""
+    named = {key: value for key, value in settings.items() if re.fullmatch(r"(bos|eos|unk|pad)_token", key)}
+    words = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
+    return "".join(f"{{% set {key} = {json.dumps(word)} %}}" for key, word in words.items() if word)
+
+
+def render(template: str, messages: list[Message], **variables: Any) -> str:
+    """The conversation as the model's text, up to where the assistant answers.
+
+    Raises DataError when the template reaches out of its sandbox, fails, refuses the messages, or takes
+    more than half a second, 512 MiB, or four million characters.
+    """
+    if len(template) > LONGEST_TEMPLATE:
+        raise DataError(
+            f"chat template: has {len(template):,} characters; {LONGEST_TEMPLATE:,} are read at most"
+        )
+    request = {
+        "template": template,
+        "variables": {"messages": messages, "add_generation_prompt": True, **variables},
+        "seconds": SECONDS,
+        "memory_bytes": MEMORY_BYTES,
+        "longest": LONGEST_TEXT,
+    }
+    answer = ask(json.dumps(request))
+    if "error" in answer:
+        raise DataError(
+            f"chat template: {answer['error']}; use another template or the plain continuation mode"
+        )
+    return answer["text"]
+
+
+def ask(request: str) -> dict[str, str]:
+    """What the confined process `render.py` says; its being killed is an answer too."""
+    program = [sys.executable, "-I", "-X", "utf8", str(Path(__file__).with_name("render.py"))]
+    try:
+        done = subprocess.run(
+            program,
+            input=request,
+            capture_output=True,
+            encoding="utf-8",
+            env={},
+            timeout=STARTUP_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"took longer than {SECONDS} s to render"}
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    # Killed by the alarm, or out of memory where the interpreter could not even say so.
+    return {"error": f"took longer than {SECONDS} s or more than {MEMORY_BYTES >> 20} MiB to render"}
