@@ -48,7 +48,7 @@ class Tokenizer:
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
-        """`roles` may spell `bos_token`, `eos_token`, `pad_token`; else well-known spellings are looked for."""
+        """`roles` may spell `bos_token`, `eos_token`, `pad_token`; else known spellings are looked for."""
         self.inner, roles = inner, roles or {}
         # A file may ask for texts to be cut or padded; nothing of ours wants that, least of all silently.
         inner.no_truncation()
@@ -256,7 +256,7 @@ def load_gpt2(folder: Path) -> tokenizers.Tokenizer:
     if vocab_file is None or merges_file is None:
         raise DataError(f"{folder}: has vocab.json but no merges.txt; put both files there")
     lines = read_text(merges_file).splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     try:
         vocab = json.loads(read_text(vocab_file))
         inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))

@@ -169,5 +169,5 @@ def blank(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Any]:
     common |= {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
     if config.kind == "unigram":
         return inner, trainers.UnigramTrainer(**common)
-    limits = {"min_frequency": config.min_frequency, "max_token_length": MAX_TOKEN_CHARS}
+    limits: dict[str, Any] = {"min_frequency": config.min_frequency, "max_token_length": MAX_TOKEN_CHARS}
     return inner, trainers.BpeTrainer(**common, **limits)
