@@ -29,16 +29,11 @@ class KeyValueCache:
 
     def __init__(self, model: Decoder, padding: list[int], capacity: int) -> None:
         self.model, self.capacity = model, capacity
-        self.padding = torch.tensor(padding, device=model.embedding.weight.device)  # [B]
-        self.longest_padding = max(padding)
+        self.padding = padding
+        self.starts = torch.tensor(padding, device=model.embedding.weight.device)  # [B], each row's first
         self.filled = 0
         self.attentions: list[Any] = [layer.attention for layer in model.layers.values()]
         self.slots = [Slot(self) for _ in self.attentions]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that are being read."""
-        return len(self.padding)
 
     def __enter__(self) -> "KeyValueCache":
         self.before = [attention.attend for attention in self.attentions]
@@ -61,9 +56,9 @@ class KeyValueCache:
         self.check(end)
         slots = torch.arange(end, device=tokens.device)
         positions, segments = slots[self.filled :], None
-        if self.longest_padding:
-            positions = (positions - self.padding[:, None]).clamp(min=0)  # [B, T]
-            segments = (slots >= self.padding[:, None]).long()  # [B, S]
+        if any(self.padding):
+            positions = (positions - self.starts[:, None]).clamp(min=0)  # [B, T]
+            segments = (slots >= self.starts[:, None]).long()  # [B, S]
         hidden = self.model(tokens, positions=positions, segments=segments)
         self.filled = end
         return hidden
@@ -76,7 +71,7 @@ class KeyValueCache:
                 " make `capacity` larger"
             )
         config = self.model.config
-        longest = end - int(self.padding.min())
+        longest = end - min(self.padding)
         if config.position == "learned" and longest > config.max_positions:
             raise ConfigError(
                 f"the model has learned {config.max_positions} positions and cannot read {longest} tokens;"
@@ -87,8 +82,7 @@ class KeyValueCache:
         """Go on with these rows alone, in this order; the others leave the batch."""
         for slot in self.slots:
             slot.keep(rows, self.filled)
-        self.padding = self.padding[rows]
-        self.longest_padding = int(self.padding.max()) if rows else 0
+        self.padding, self.starts = [self.padding[row] for row in rows], self.starts[rows]
 
 
 class Slot:

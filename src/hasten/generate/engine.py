@@ -116,7 +116,7 @@ def extend_within_context(model: Decoder, rows: list[Row], sampler: Sampler) -> 
     # The last chosen token of a row is never read: it is the end, or the first of the next reading.
     room = max(min(row.max_positions - len(row.window), row.config.max_new_tokens) for row in rows)
     with KeyValueCache(model, padding, capacity=tokens.shape[1] + room) as cache:
-        hidden = cache.read(tokens.to(cache.padding.device))
+        hidden = cache.read(tokens.to(cache.starts.device))
         while True:
             chosen = sampler.choose(model.logits(hidden[:, -1]))
             going = [i for i, token in enumerate(chosen.tolist()) if rows[i].push(token)]
