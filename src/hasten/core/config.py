@@ -6,6 +6,7 @@ in a `ConfigError` that names the file, the dotted key, the value, a near match 
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -19,21 +20,42 @@ from hasten.core.errors import ConfigError, did_you_mean
 
 C = TypeVar("C", bound="Config")
 
+SHOWN = 80
+"""Characters of a wrong value that a message shows."""
+
 
 class Config(BaseModel):
     """Base of every configuration: frozen, typed, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+PLAIN = {  # what an unquoted scalar may be: YAML 1.2's core, so that `on` is a word and 1:30 is no number
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][\d_]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+}
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """Safe YAML that reads `2e-4` as a number and refuses a key that stands twice."""
+    """Safe YAML that refuses aliases and a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: '{key}' is given twice; keep one")
+        seen = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            word = self.construct_object(key, deep=True)
+            if not isinstance(word, str | int | float | None):
+                raise ConfigError(f"line {line}: a key is a word, got a {type(word).__name__}; quote it")
+            if word in seen:
+                raise ConfigError(f"line {line}: '{key.value}' is given twice; keep one")
+            seen.add(word)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -42,11 +64,31 @@ class RecipeLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class RecipeDumper(yaml.SafeDumper):
+    """Quotes what `RecipeLoader` would not read back as the same text."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        # PyYAML folds these three as line breaks and does not unfold them; escapes need a double quote.
+        breaks = set(text) & set("\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+RecipeDumper.add_representer(str, RecipeDumper.represent_str)
+
+for side in (RecipeLoader, RecipeDumper):
+    side.yaml_implicit_resolvers = {}
+    for tag, (pattern, first) in PLAIN.items():
+        side.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first)
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text, a `ConfigError` with the line where there is none."""
+    try:
+        return yaml.load(text, RecipeLoader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{place}not YAML: {getattr(error, 'problem', error)}") from None
 
 
 def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
@@ -59,15 +101,11 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file; `hasten recipes` lists the recipes that ship")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)  # a SafeLoader
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text; give a YAML recipe") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: should hold `key: value` lines, got {type(data).__name__}")
     return data
@@ -79,11 +117,13 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key:
-            raise ConfigError(f"'{item}': an override is written key=value, for example train.steps=200")
+            raise ConfigError(
+                f"{shorten(item)}: an override is written key=value, for example train.steps=200"
+            )
         try:
-            value = yaml.load(text, RecipeLoader)  # a SafeLoader
-        except (yaml.YAMLError, ConfigError):
-            raise ConfigError(f"'{item}': the value is not YAML; quote it: {key}='\"...\"'") from None
+            value = read_yaml(text)
+        except ConfigError:
+            raise ConfigError(f"{shorten(item)}: the value is not YAML; quote it: {key}='\"...\"'") from None
         place = result
         *parents, last = key.split(".")
         for parent in parents:
@@ -106,7 +146,9 @@ def parse(kind: type[C], data: dict[str, Any], where: str) -> C:
 
 def dump(config: Config) -> str:
     """YAML that `load` turns back into an equal `config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=110
+    )
 
 
 def explain(kind: type[Config], problem: ErrorDetails) -> str:
@@ -133,13 +175,23 @@ def explain(kind: type[Config], problem: ErrorDetails) -> str:
         case "literal_error":
             choices = re.findall(r"'([^']+)'", str(context["expected"]))
             near = did_you_mean(str(value), choices)
-            return f"{dotted} cannot be {value!r}.{near} Choose from {context['expected']}"
+            return f"{dotted} cannot be {shorten(value)}.{near} Choose from {context['expected']}"
         case "value_error":
             reason = str(context["error"])
             return f"{dotted}: {reason}" if dotted else reason
+        case "json_invalid":
+            return "holds half of a surrogate pair, which is no text; write whole characters"
         case _:
-            message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            return f"{dotted} should be {message}, got {value!r}"
+            message = problem["msg"].removeprefix("Input should be ")
+            for technical, plain in (("a valid array", "a list"), ("an object", "a mapping")):
+                message = message.replace(technical, plain)
+            return f"{dotted} should be {message}, got {shorten(value)}"
+
+
+def shorten(value: object) -> str:
+    """A value as Python writes it, with an ellipsis in place of what is too long for a message."""
+    text = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def models_along(kind: type[Config], keys: Sequence[str]) -> Iterator[tuple[type[Config], bool]]:
