@@ -21,13 +21,14 @@ class CrossEntropy(Config):
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     chunk_tokens: PositiveInt | Literal["auto"] | None = Field(
-        "auto", description="logits are made for so many tokens at a time; auto: all, unless they pass 1 GiB"
+        default="auto",
+        description="logits are made for so many tokens at a time; auto: all, unless they pass 1 GiB",
     )
     z_loss: NonNegativeFloat = Field(
-        0.0, description="weight of log^2 Z, which holds logits down; 1e-4 is usual"
+        default=0.0, description="weight of log^2 Z, which holds logits down; 1e-4 is usual"
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of a target spread over the vocabulary"
+        default=0.0, ge=0, lt=1, description="share of a target spread over the vocabulary"
     )
 
     def count(self, batch: Batch) -> Tensor:

@@ -17,47 +17,56 @@ Every = PositiveInt | Literal["auto"] | None
 class TrainConfig(Config):
     """One run of training.  Give exactly one of steps, tokens, epochs and minutes."""
 
-    steps: PositiveInt | None = Field(None, description="train for so many optimizer steps")
+    steps: PositiveInt | None = Field(default=None, description="train for so many optimizer steps")
     tokens: PositiveInt | None = Field(
-        None, description="train on so many tokens, rounded up to whole batches"
+        default=None, description="train on so many tokens, rounded up to whole batches"
     )
     epochs: PositiveFloat | None = Field(
-        None, description="go through the data so many times, 0.5 is half of it"
+        default=None, description="go through the data so many times, 0.5 is half of it"
     )
     minutes: PositiveFloat | None = Field(
-        None,
+        default=None,
         description="stop after so much time, validation and saving included, with the schedule complete",
     )
 
-    batch_tokens: PositiveInt = Field(16_384, description="tokens of one optimizer step, over all processes")
+    batch_tokens: PositiveInt = Field(
+        default=16_384, description="tokens of one optimizer step, over all processes"
+    )
     micro_batch_tokens: PositiveInt | Literal["auto"] = Field(
-        "auto", description="tokens of one forward pass; changes memory and speed, not the gradient"
+        default="auto", description="tokens of one forward pass; changes memory and speed, not the gradient"
     )
     optimizer: Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")] = MuonConfig()
     schedule: Schedule = WSD()
     max_grad_norm: PositiveFloat | None = Field(
-        1.0, description="scale larger gradients down to this L2 norm"
+        default=1.0, description="scale larger gradients down to this L2 norm"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of matrix products; weights are fp32"
+        default="auto", description="of matrix products; weights are fp32"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="auto: where the run is long enough to gain"
+        default="auto", description="auto: where the run is long enough to gain"
     )
 
-    log_every: PositiveInt = Field(10, description="steps from one line in metrics.jsonl to the next")
+    log_every: PositiveInt = Field(default=10, description="steps from one line in metrics.jsonl to the next")
     validate_every: Every = Field(
-        "auto", description="steps; auto: ten times a run, as long as it costs less than 5% of the time"
+        default="auto",
+        description="steps; auto: ten times a run, as long as it costs less than 5% of the time",
     )
     validation_tokens: PositiveInt = Field(
-        65_536, description="at most so many tokens of the validation split"
+        default=65_536, description="at most so many tokens of the validation split"
     )
-    checkpoint_every: Every = Field("auto", description="steps; auto: every five minutes and ten times a run")
-    keep_last: PositiveInt = Field(2, description="checkpoints to keep beside the best one")
-    tensorboard: bool = Field(False, description="write TensorBoard event files too")
+    checkpoint_every: Every = Field(
+        default="auto", description="steps; auto: every five minutes and ten times a run"
+    )
+    keep_last: PositiveInt = Field(default=2, description="checkpoints to keep beside the best one")
+    tensorboard: bool = Field(default=False, description="write TensorBoard event files too")
 
-    max_skips: PositiveInt = Field(3, description="steps in a row without a finite loss before going back")
-    max_rollbacks: NonNegativeInt = Field(3, description="times to go back to a checkpoint before giving up")
+    max_skips: PositiveInt = Field(
+        default=3, description="steps in a row without a finite loss before going back"
+    )
+    max_rollbacks: NonNegativeInt = Field(
+        default=3, description="times to go back to a checkpoint before giving up"
+    )
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")

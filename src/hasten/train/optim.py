@@ -27,9 +27,9 @@ class AdamWConfig(Config):
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
-    embedding_learning_rate: PositiveFloat | None = Field(None, description="None: as learning_rate")
-    head_learning_rate: PositiveFloat | None = Field(None, description="None: as learning_rate")
-    vector_learning_rate: PositiveFloat | None = Field(None, description="None: as learning_rate")
+    embedding_learning_rate: PositiveFloat | None = Field(default=None, description="None: as learning_rate")
+    head_learning_rate: PositiveFloat | None = Field(default=None, description="None: as learning_rate")
+    vector_learning_rate: PositiveFloat | None = Field(default=None, description="None: as learning_rate")
     betas: Betas = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
@@ -43,9 +43,13 @@ class MuonConfig(Config):
     """Muon (Jordan et al. 2024) on block matrices; AdamW on embeddings, head and vectors, without decay."""
 
     kind: Literal["muon"] = "muon"
-    learning_rate: PositiveFloat = Field(0.02, description="of block matrices: the spectral size of a step")
+    learning_rate: PositiveFloat = Field(
+        default=0.02, description="of block matrices: the spectral size of a step"
+    )
     momentum: Decay = 0.95
-    weight_decay: NonNegativeFloat = Field(0.0, description="of block matrices; long runs want 0.01 to 0.1")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="of block matrices; long runs want 0.01 to 0.1"
+    )
     embedding_learning_rate: PositiveFloat = 0.03
     head_learning_rate: PositiveFloat = 0.008
     vector_learning_rate: PositiveFloat = 0.01

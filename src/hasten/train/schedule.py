@@ -18,7 +18,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Shape(Config):
     """What every schedule has: a linear warm-up over the first steps."""
 
-    warmup_steps: NonNegativeInt = Field(20, description="step s gets (s + 1) / warmup_steps of the rate")
+    warmup_steps: NonNegativeInt = Field(
+        default=20, description="step s gets (s + 1) / warmup_steps of the rate"
+    )
 
     def multiplier(self, progress: float, step: int) -> float:
         """What to multiply the learning rates with at this step, in [0, 1]."""
@@ -37,8 +39,8 @@ class WSD(Shape):
     """
 
     kind: Literal["wsd"] = "wsd"
-    decay_share: Share = Field(0.5, gt=0, description="share of the run in which the rate falls")
-    final: Share = Field(0.0, description="multiplier at the very end")
+    decay_share: Share = Field(default=0.5, gt=0, description="share of the run in which the rate falls")
+    final: Share = Field(default=0.0, description="multiplier at the very end")
 
     def shape(self, progress: float) -> float:
         left = min(1.0, (1 - progress) / self.decay_share)
@@ -49,7 +51,7 @@ class Cosine(Shape):
     """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017)."""
 
     kind: Literal["cosine"] = "cosine"
-    final: Share = Field(0.1, description="multiplier at the very end")
+    final: Share = Field(default=0.1, description="multiplier at the very end")
 
     def shape(self, progress: float) -> float:
         return self.final + (1 - self.final) * (1 + cos(pi * progress)) / 2
@@ -59,7 +61,7 @@ class Linear(Shape):
     """A straight line from 1 to `final`."""
 
     kind: Literal["linear"] = "linear"
-    final: Share = Field(0.0, description="multiplier at the very end")
+    final: Share = Field(default=0.0, description="multiplier at the very end")
 
     def shape(self, progress: float) -> float:
         return self.final + (1 - self.final) * (1 - progress)

@@ -1,0 +1,65 @@
+"""How much of a batch fits through the model at once."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from hasten.core.errors import ConfigError
+from hasten.model.config import ModelConfig
+
+GPU_SHARE, CPU_SHARE = 0.8, 0.4
+"""Of the device's memory: a GPU is the run's own, a CPU's memory is shared with everything else."""
+CPU_MICRO_BATCH_TOKENS = 16_384
+"""More at once gains nothing on a CPU: matrices of this height already run at the full rate."""
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that a process could use on this device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(physical, container_limit() or physical)
+
+
+def container_limit() -> int | None:
+    """The memory limit of the control group (Linux), None where there is none."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def choose_micro_rows(
+    config: ModelConfig,
+    rows: int,
+    row_tokens: int,
+    *,
+    device: torch.device,
+    precision: str,
+    optimizer: str,
+    chunk_tokens: int | None = None,
+) -> int:
+    """The most rows, a divisor of this rank's `rows`, whose activations fit beside the training's state.
+
+    Depends on nothing that changes from start to start, so that a resumed run cuts its batches as before.
+    """
+    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
+    memory = device_memory(device)
+    room = share * memory - config.state_bytes("muon" if optimizer == "muon" else "adamw")
+    width = 2 if precision == "bf16" else 4
+    needed = {
+        n: config.activation_bytes(n, row_tokens, bytes_per_number=width, chunk_tokens=chunk_tokens)
+        for n in range(1, rows + 1)
+        if rows % n == 0 and (n == 1 or device.type == "cuda" or n * row_tokens <= CPU_MICRO_BATCH_TOKENS)
+    }
+    fitting = [n for n, size in needed.items() if size <= room]
+    if not fitting:
+        raise ConfigError(
+            f"model: one row of {row_tokens:,} tokens needs {needed[1] / 1e9:,.1f} GB beside"
+            f" {config.state_bytes() / 1e9:,.1f} GB of weights and optimizer, and {share:.0%} of this"
+            f" {device.type}'s memory is {share * memory / 1e9:,.1f} GB; write a smaller model or fewer"
+            " data.row_tokens"
+        )
+    return max(fitting)

@@ -1,0 +1,378 @@
+"""The loop: look, save, step; and what happens when a step goes wrong or someone asks to stop."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from hasten.core.batch import Batch
+from hasten.core.console import Progress, clock, say
+from hasten.core.errors import HastenError
+from hasten.core.runtime import Runtime
+from hasten.data.corpus import Corpus
+from hasten.data.prefetch import Prefetch
+from hasten.model.transformer import Decoder
+from hasten.objective.protocol import Objective
+from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.agree import Agreement
+from hasten.train.checkpoint import Checkpoints
+from hasten.train.config import TrainConfig
+from hasten.train.engine import Whole
+from hasten.train.horizon import Cadence, Moment
+from hasten.train.look import VALIDATION, Looks, Probe
+from hasten.train.metrics import Meter, MetricsLog, Window
+from hasten.train.optim import Optimizer
+from hasten.train.plan import make_plan, settle_machine
+from hasten.train.quarantine import Quarantine
+from hasten.train.restore import latest, restore
+from hasten.train.signals import StopSignals
+from hasten.train.state import State
+from hasten.train.step import Outcome, train_step
+from hasten.train.validate import Validation
+
+CHECKPOINT = "checkpoint"
+CHECKPOINT_SECONDS = 300.0
+"""`checkpoint_every: auto` loses about this much training to a crash, and no more."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What comes next, the same on all ranks."""
+
+    moment: Moment
+    looks: list[str]
+    save: bool
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that nobody has looked at yet."""
+
+    step: int
+    data_step: int
+    documents: tuple[str, ...]
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    skipped: int  # steps that were not finite
+    rollbacks: int
+    validation: dict[str, float]  # the last figures
+    completed: bool  # False: asked to stop before the end
+
+
+class Run:
+    """One training, begun or continued in `folder`; `fit` takes it to its end.
+
+    The folder gets metrics.jsonl, quarantine.jsonl and checkpoints/.  A run told how many minutes to take
+    counts them from `started`, a `time.monotonic()`, by default from here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        *,
+        model: Decoder,
+        corpus: Corpus,
+        runtime: Runtime,
+        objective: Objective,
+        validation: Corpus | None = None,
+        probes: Sequence[Probe] = (),
+        tokenizer: Path | None = None,
+        parent: str | None = None,
+        started: float | None = None,
+    ) -> None:
+        self.started = time.monotonic() if started is None else started
+        self.folder, self.config, self.runtime, self.model = folder, config, runtime, model
+        self.corpus, self.tokenizer, self.parent = corpus, tokenizer, parent
+        self.objective = objective
+        self.plan = make_plan(config, model.config, corpus, self.objective, runtime)
+        self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
+        self.optimizer = Optimizer(model, config.optimizer)
+        self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
+        self.saves = Cadence(config.checkpoint_every, CHECKPOINT_SECONDS)
+        self.agreement = Agreement(runtime)
+        self.leads = self.agreement.leads
+        self.meter, self.signals = Meter(runtime.device), StopSignals()
+        self.taken: deque[Taken] = deque()
+        self.recent_seconds: deque[float] = deque(maxlen=9)  # of steps
+        self.save_seconds = 0.0
+        self.shown: dict[str, str] = {}
+        if self.leads:
+            self.log = MetricsLog(folder / "metrics.jsonl", config.tensorboard)
+            self.quarantine = Quarantine(folder / "quarantine.jsonl")
+            self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
+
+    def open_validation(self, corpus: Corpus | None) -> Validation | None:
+        """The rows to validate on, read once."""
+        if corpus is None:
+            return None
+        return Validation(
+            corpus,
+            self.runtime,
+            max_tokens=self.config.validation_tokens,
+            micro_rows=self.plan.micro_rows,
+            tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+        )
+
+    def fit(self) -> Summary:
+        """Train to the end, or until SIGTERM or SIGINT; all is saved then, and a new run goes on from it."""
+        self.resume()
+        self.peak, compiled = settle_machine(
+            self.plan, self.config, self.model.config, self.runtime, self.state.step
+        )
+        self.engine = Whole(
+            self.model, self.objective, self.runtime, precision=self.plan.precision, compiled=compiled
+        )
+        horizon = self.plan.horizon
+        with (
+            self.signals,
+            Prefetch(self.make_batches, self.state.data_step) as self.batches,
+            Progress("train", horizon.total, horizon.unit) as self.progress,
+        ):
+            decision = self.loop()
+        if self.leads:
+            self.checkpoints.wait()
+            self.log.close()
+        return self.summary(decision)
+
+    def loop(self) -> Decision:
+        """Look, save, step, until there is nothing left or someone asks to stop."""
+        while True:
+            decision = self.decide()
+            if self.settle(keep=0 if decision.looks or decision.save else 1):
+                continue
+            for name in decision.looks:
+                self.look(name, decision.moment)
+            if decision.save:
+                self.save(decision)
+            if decision.stop or decision.moment.ended:
+                return decision
+            self.advance(decision.moment)
+
+    def decide(self) -> Decision:
+        """What comes next: rank 0's clock counts, and any rank may have been asked to stop."""
+        stop = self.agreement.any(self.signals.stopping)
+        return self.agreement.led(self.own_decision(stop) if self.leads else None)
+
+    def own_decision(self, stop: bool) -> Decision:
+        """What comes next by this rank's clock."""
+        moment = self.plan.horizon.moment(
+            self.state.step,
+            self.elapsed(),
+            reserve=sum(self.looks.seconds.values()) + self.save_seconds,
+            step_seconds=median(self.recent_seconds) if self.recent_seconds else 0.0,
+        )
+        if self.state.finished == self.plan.horizon.total:
+            moment = replace(moment, ended=True)
+        save = self.saves.due(moment) or (stop and self.saves.last_step != moment.step)
+        return Decision(moment, [] if stop else self.looks.due(moment), save, stop)
+
+    def elapsed(self) -> float:
+        """Seconds of the run, those before a resume included."""
+        return self.state.elapsed + time.monotonic() - self.started
+
+    def make_batches(self, data_step: int) -> list[Batch]:
+        """This rank's micro-batches of one step."""
+        return self.corpus.batches(
+            data_step,
+            rows=self.plan.batch_rows,
+            micro_rows=self.state.micro_rows,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+        )
+
+    def advance(self, moment: Moment) -> None:
+        """Take a step, then see how the one before went: looking back keeps a GPU's queue filled."""
+        began = time.perf_counter()
+        batches = next(self.batches)
+        # Dropout too is a function of the step alone, on any number of ranks, whatever was drawn before.
+        torch.manual_seed(step_seed(self.config.seed, self.state.data_step, self.runtime.rank))
+        multiplier = self.config.schedule.multiplier(moment.progress, self.state.step)
+        outcome = train_step(
+            self.engine, self.optimizer, batches, multiplier=multiplier, max_norm=self.config.max_grad_norm
+        )
+        self.state.step += 1
+        documents = tuple(name for batch in batches for name in batch.documents)
+        self.taken.append(Taken(self.state.step, self.state.data_step, documents, outcome))
+        self.state.data_step += 1
+        if self.settle(keep=1):
+            return
+        self.recent_seconds.append(time.perf_counter() - began)
+        self.meter.add(outcome, self.plan.batch_tokens, self.recent_seconds[-1])
+        if self.state.step % self.config.log_every == 0:
+            self.write_line(multiplier)
+        self.show(moment)
+
+    def settle(self, keep: int) -> bool:
+        """Look at all steps taken but the last `keep`; True if that led back to a checkpoint."""
+        while len(self.taken) > keep:
+            taken = self.taken.popleft()
+            if bool(taken.outcome.finite):
+                self.state.skips = 0
+                continue
+            self.note(taken)
+            if self.state.skips >= self.config.max_skips:
+                self.roll_back()
+                return True
+        return False
+
+    def note(self, taken: Taken) -> None:
+        """Record a step that was not finite, and so changed nothing."""
+        self.state.skips += 1
+        self.state.skipped += 1
+        documents = self.agreement.gathered(taken.documents)
+        if self.leads:
+            loss, norm = taken.outcome.loss.item(), taken.outcome.norm.item()
+            self.quarantine.write(taken.step, taken.data_step, documents, loss, norm)
+            say(
+                f"step {taken.step} changed nothing: its loss is {loss:g} and its gradient norm {norm:g};"
+                f" the documents of the batch are in {self.quarantine.path}"
+            )
+
+    def roll_back(self) -> None:
+        """Weights and optimizer as last saved; the data goes on behind the batches that did harm."""
+        now = self.state
+        folder = self.newest_checkpoint()
+        if folder is None or now.rollbacks >= self.config.max_rollbacks:
+            back = f"after going back {now.rollbacks} times" if folder else "and there is no checkpoint yet"
+            raise HastenError(
+                f"{self.folder}: the loss was not finite in {now.skips} steps in a row, {back}; lower the"
+                " learning rates in train.optimizer, or clean the documents in quarantine.jsonl"
+            )
+        self.load(folder)
+        self.state.data_step, self.state.elapsed = now.data_step, now.elapsed
+        self.state.skipped, self.state.rollbacks = now.skipped, now.rollbacks + 1
+        self.taken.clear()
+        if self.leads:
+            say(f"back to {folder.name}, and on with data that was not seen yet")
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, or begin."""
+        folder = self.newest_checkpoint()
+        if folder is not None:
+            self.load(folder)
+            if self.leads:
+                say(f"going on from {folder.name}")
+        elif self.leads:
+            self.log.keep(-1)
+
+    def newest_checkpoint(self) -> Path | None:
+        """Where to go back to, the same on all ranks."""
+        if self.leads:
+            self.checkpoints.wait()
+        found = latest(self.folder / "checkpoints") if self.leads else None
+        return self.agreement.led((found,) if self.leads else None)[0]
+
+    def load(self, folder: Path) -> None:
+        """Everything as it was when `folder` was saved."""
+        saved = restore(folder, self.model, self.optimizer)
+        chosen = self.state.micro_rows
+        self.state = State.from_json(saved, self.state, folder)
+        if self.config.micro_batch_tokens != "auto":
+            self.state.micro_rows = chosen
+        self.meter.start(Window(**self.state.window))
+        self.looks.restore(self.state.cadences)
+        self.saves = self.saves.restored(self.state.cadences[CHECKPOINT])
+        if self.leads:
+            self.log.keep(self.state.step)
+
+    def save(self, decision: Decision) -> None:
+        """Hand everything to the checkpoint's thread; the first and the last are waited for."""
+        moment, last = decision.moment, decision.stop or decision.moment.ended
+        self.saves = self.saves.done(moment)
+        if moment.ended:
+            self.state.finished = self.plan.horizon.total
+        if not self.leads:
+            return
+        began = time.monotonic()
+        first = not self.save_seconds
+        self.state.window = asdict(self.meter.read())
+        self.state.cadences = {CHECKPOINT: self.saves.state(), **self.looks.state()}
+        self.log.sync()
+        self.checkpoints.save(
+            moment.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            state={**self.state.to_json(), "elapsed": self.elapsed()},
+            tokenizer=self.tokenizer,
+            metric=self.state.validation.get("validation_loss") if VALIDATION in decision.looks else None,
+            parent=self.parent,
+            wait=first or last,
+        )
+        if first:
+            self.save_seconds = time.monotonic() - began
+
+    def look(self, name: str, moment: Moment) -> None:
+        """Take a look and write down what was seen."""
+        figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
+        if name == VALIDATION:
+            self.state.validation = dict(figures)
+            self.shown["validation"] = f"{figures['validation_loss']:.3f}"
+        if self.leads and figures:
+            self.log.write(moment.step, name, {**figures, **self.place()})
+
+    def place(self) -> dict[str, float]:
+        """Where in the run and in the data a line was written."""
+        return {
+            "tokens": self.state.step * self.plan.batch_tokens,
+            "seconds": round(self.elapsed(), 3),
+            "epoch": self.corpus.epoch(self.state.data_step, self.plan.batch_rows),
+        }
+
+    def write_line(self, multiplier: float) -> None:
+        """One line of means since the last: the only time that the loop waits for the device."""
+        figures = self.meter.take()
+        rate, flops = figures["tokens_per_second"], self.model.config.flops_per_token(self.plan.row_tokens)
+        mfu = rate * flops / self.peak if rate else None
+        learning_rate = multiplier * self.config.optimizer.learning_rate
+        if self.leads:
+            self.log.write(
+                self.state.step,
+                "train",
+                {**figures, "learning_rate": learning_rate, "mfu": mfu, **self.place()},
+            )
+        if figures["loss"] is not None and rate and mfu:
+            self.shown |= {"loss": f"{figures['loss']:.3f}", "tokens/s": f"{rate:,.0f}", "MFU": f"{mfu:.0%}"}
+
+    def show(self, moment: Moment) -> None:
+        """The live line."""
+        if not self.leads:
+            return
+        horizon, seconds = self.plan.horizon, median(self.recent_seconds)
+        if horizon.unit == "s":
+            done, left = self.elapsed(), horizon.total - self.elapsed()
+        else:
+            done, left = self.state.step, (horizon.total - self.state.step) * seconds
+        self.progress.update(done, step=f"{self.state.step:,}", **self.shown, ETA=clock(max(left, 0)))
+
+    def summary(self, decision: Decision) -> Summary:
+        """What the run came to."""
+        return Summary(
+            steps=self.state.step,
+            tokens=self.state.step * self.plan.batch_tokens,
+            seconds=self.elapsed(),
+            skipped=self.state.skipped,
+            rollbacks=self.state.rollbacks,
+            validation=self.state.validation,
+            completed=decision.moment.ended,
+        )
+
+
+def step_seed(seed: int, data_step: int, rank: int) -> int:
+    """A seed of 63 bits for the randomness inside one step on one rank."""
+    digest = hashlib.sha256(f"{seed} {data_step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
