@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from hasten.core.errors import DataError
 from hasten.data.shards import Shard, Shards, ShardWriter, open_split
 
-EOT = 3
+BOS, EOT = 2, 3
 DOCUMENTS = st.lists(
     st.tuples(st.text(max_size=8), st.lists(st.integers(0, 99), max_size=12), st.integers(0, 2**40)),
     max_size=9,
@@ -21,7 +21,7 @@ DOCUMENTS = st.lists(
 
 
 def write(path, documents, vocab_size=100, source="books"):
-    writer = ShardWriter(source, vocab_size, EOT)
+    writer = ShardWriter(source, vocab_size, BOS, EOT)
     for name, tokens, text_bytes in documents:
         writer.add(name, tokens, text_bytes)
     writer.write(path)
@@ -39,14 +39,14 @@ def test_documents_come_back_from_any_cut_into_shards(tmp_path_factory, document
     assert shards.num_tokens == sum(shards.lengths)
     for number, (name, tokens, _) in enumerate(documents):
         assert shards.name(number) == name
-        assert shards.ids(number).tolist() == [EOT, *tokens, EOT]
+        assert shards.ids(number).tolist() == [BOS, *tokens, EOT]
 
 
 def test_a_piece_of_a_document_never_reaches_into_the_next(tmp_path):
     shards = Shards([write(tmp_path / "a", [("x", [10, 11, 12], 3), ("y", [20], 1)])])
     assert shards.ids(0, 1, 2).tolist() == [10, 11]
     assert shards.ids(0, 3, 99).tolist() == [12, EOT]
-    assert shards.ids(1, 0, 99).tolist() == [EOT, 20, EOT]
+    assert shards.ids(1, 0, 99).tolist() == [BOS, 20, EOT]
     with pytest.raises(IndexError, match="document 2 of 2"):
         shards.ids(2)
 
@@ -55,19 +55,19 @@ def test_a_piece_of_a_document_never_reaches_into_the_next(tmp_path):
 def test_ids_are_as_narrow_as_the_vocabulary_allows(tmp_path, vocab_size, dtype):
     shard = Shard(write(tmp_path / "a", [("x", [vocab_size - 1], 1)], vocab_size))
     assert shard.tokens.dtype == dtype
-    assert shard.tokens.tolist() == [EOT, vocab_size - 1, EOT]
+    assert shard.tokens.tolist() == [BOS, vocab_size - 1, EOT]
 
 
 def test_an_id_beyond_the_vocabulary_is_not_wrapped_around():
     with pytest.raises(OverflowError):
-        ShardWriter("books", 65_536, EOT).add("x", [65_536], 1)
+        ShardWriter("books", 65_536, BOS, EOT).add("x", [65_536], 1)
 
 
 def test_a_shard_is_an_ordinary_safetensors_file_with_equal_bytes_for_equal_documents(tmp_path):
     documents = [("a.py", [1, 2], 5), ("é", [4], 2)]
     first, second = write(tmp_path / "1", documents), write(tmp_path / "2", documents)
     assert first.read_bytes() == second.read_bytes()
-    assert load_file(first)["tokens"].tolist() == [EOT, 1, 2, EOT, EOT, 4, EOT]
+    assert load_file(first)["tokens"].tolist() == [BOS, 1, 2, EOT, BOS, 4, EOT]
 
 
 def test_the_ids_stay_on_the_disk_until_they_are_looked_at(tmp_path):

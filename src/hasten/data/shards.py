@@ -9,8 +9,8 @@ then these arrays, little-endian.  Letters: N ids, D documents.
     names         [...]    uint8              the documents' names, one after the other, UTF-8
     name_bounds   [D + 1]  uint64             name d is names[name_bounds[d] : name_bounds[d + 1]]
 
-Each document is stored as [end of text] + its tokens + [end of text], so that n tokens give n + 1
-next-token targets and a document never learns from its neighbour.
+Each document is stored as [beginning] + its tokens + [end of text], so that n tokens give n + 1 targets
+and no document learns from its neighbour.  Our tokenizers use one id for both.
 """
 
 import json
@@ -53,6 +53,7 @@ class ShardWriter:
 
     source: str
     vocab_size: int
+    bos_id: int
     eot_id: int
     ids: list[NDArray[Any]] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
@@ -64,17 +65,16 @@ class ShardWriter:
         return DTYPES["U16" if self.vocab_size <= 1 << 16 else "U32"]
 
     def add(self, name: str, tokens: Sequence[int] | NDArray[Any], text_bytes: int) -> None:
-        """Append the document `name`; the end-of-text ids around it are put in here."""
+        """Append the document `name`; the ids that begin and end it are put in here."""
         ids = np.empty(len(tokens) + 2, self.dtype)
-        ids[0] = ids[-1] = self.eot_id
-        ids[1:-1] = tokens
+        ids[0], ids[1:-1], ids[-1] = self.bos_id, tokens, self.eot_id
         self.ids.append(ids)
         self.names.append(name.encode())
         self.text_bytes.append(text_bytes)
 
     @property
     def num_tokens(self) -> int:
-        """Ids so far, the end-of-text ids with them."""
+        """Ids so far."""
         return sum(len(ids) for ids in self.ids)
 
     def write(self, path: Path) -> None:
@@ -90,6 +90,7 @@ class ShardWriter:
             "version": VERSION,
             "source": self.source,
             "vocab_size": self.vocab_size,
+            "bos_id": self.bos_id,
             "eot_id": self.eot_id,
         }
         temporary = path.with_name(path.name + TEMPORARY + "shard")
@@ -113,6 +114,7 @@ class Shard:
         note = header.pop("__metadata__")[NOTE]
         self.source: str = note["source"]
         self.vocab_size: int = note["vocab_size"]
+        self.bos_id: int = note["bos_id"]
         self.eot_id: int = note["eot_id"]
         self.tokens = self.map("tokens", header, start)
         self.bounds = self.map("bounds", header, start)
@@ -194,7 +196,7 @@ def check_header(header: dict[str, Any], data_bytes: int) -> None:
 
 
 def read_note(text: str) -> dict[str, Any]:
-    """Source, vocabulary size and end-of-text id of a shard; `ValueError` where they are not plausible."""
+    """What a shard says of itself; `ValueError` where they are not plausible."""
     note: dict[str, Any] = json.loads(text)
     if note["version"] != VERSION:
         raise ValueError(f"version {note['version']} instead of {VERSION}")
@@ -224,7 +226,7 @@ class Shards:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """[D] ids of each document, both end-of-text ids counted."""
+        """[D] ids of each document, first and last counted."""
         return np.concatenate(
             [np.empty(0, np.int64), *(np.diff(s.bounds).astype(np.int64) for s in self.shards)]
         )

@@ -1,0 +1,165 @@
+"""What text to train on, how to clean, split and tokenize it."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hasten.core.config import Config
+from hasten.tokenizer.train import TokenizerConfig
+
+STDLIB = "stdlib"
+GLOB = re.compile(r"[*?\[]")
+
+
+class SourceConfig(Config):
+    """One source of text: files, or a data set of the Hugging Face hub.
+
+    A bare string stands for `paths: [string]`.  Text, Markdown and program files are one document
+    each (`separator` cuts them further); each row of jsonl, csv, tsv or parquet is a document; `.gz` and
+    `.zst` are read as they are.  The word `stdlib` means the source of Python's standard library.
+    """
+
+    name: str = Field("", description="in reports and file names; by default the first path's own name")
+    paths: tuple[str, ...] = Field(
+        (), description="files, folders, globs such as data/**/*.txt.gz, or `stdlib`"
+    )
+    hub: str | None = Field(
+        None, description="a data set's name on the hub, for example roneneldan/TinyStories"
+    )
+    hub_config: str | None = None
+    hub_split: str = "train"
+    hub_revision: str | None = Field(None, description="a commit, so that the same data come tomorrow")
+    weight: float | None = Field(None, gt=0, description="share in the mixture; by default its size")
+    text_field: str = Field("text", description="the field or column that holds the text")
+    separator: str | None = Field(None, min_length=1, description="cuts plain text into documents")
+
+    @model_validator(mode="before")
+    @classmethod
+    def spell_out(cls, data: Any) -> Any:
+        """A string is one path; `paths` may be one string, or the list that YAML has for a tuple."""
+        if isinstance(data, str):
+            return {"paths": (data,)}
+        if isinstance(data, dict) and isinstance(paths := data.get("paths"), str | list):
+            return {**data, "paths": (paths,) if isinstance(paths, str) else tuple(paths)}
+        return data
+
+    @model_validator(mode="after")
+    def check_one_origin(self) -> "SourceConfig":
+        if bool(self.paths) == bool(self.hub):
+            raise ValueError(
+                "a source has either `paths: [...]` or `hub: owner/name`; give exactly one of them"
+            )
+        if self.name and not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name '{self.name}' becomes a file name; use letters, digits, '.', '_' and '-'")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name, or one made from the first path."""
+        if self.name:
+            return self.name
+        parts = Path(GLOB.split(self.paths[0])[0] if self.paths else self.hub or "").parts
+        return re.sub(r"[^\w-]+", "-", parts[-1].split(".")[0] if parts else "").strip("-") or "text"
+
+
+class CleanConfig(Config):
+    """Which documents are dropped, and what is mended in the rest; `null` switches a rule off.
+
+    Prose is judged by the rules of Gopher (Rae et al. 2021, appendix A.1.1) and C4 (Raffel et al. 2020,
+    section 2.2), programs by those of The Stack and StarCoder (Kocetkov et al. 2022; Li et al. 2023, section 3).
+    Thresholds that presume long English web pages begin at null or mild; the paper's value is noted.
+    """
+
+    profile: Literal["auto", "prose", "code", "off"] = Field(
+        "auto", description="auto goes by the file's extension"
+    )
+    repair: bool = Field(
+        True, description="prose: mend mojibake, compose to Unicode NFC, drop control characters"
+    )
+    min_words: int | None = Field(
+        3, ge=1, description="prose; Gopher 50; each Chinese or Japanese character counts"
+    )
+    max_words: int | None = Field(None, ge=1, description="prose; Gopher 100,000")
+    mean_word_length: tuple[float, float] | None = Field((2.0, 12.0), description="prose; Gopher 3 to 10")
+    min_alphabetic: float | None = Field(0.6, description="prose: share of words with a letter; Gopher 0.8")
+    max_symbols: float | None = Field(0.1, description="prose: '#' and ellipses per word; Gopher 0.1")
+    max_bullet_lines: float | None = Field(0.9, description="prose: share of lines; Gopher 0.9")
+    max_ellipsis_lines: float | None = Field(0.3, description="prose: share of lines; Gopher 0.3")
+    min_stop_words: int | None = Field(
+        None, description="English prose only; Gopher 2 of: the be to of and that have with"
+    )
+    repetition: bool = Field(
+        True, description="prose: Gopher's table of repeated lines and n-grams, of 50 words and more"
+    )
+    placeholders: bool = Field(True, description="prose: drop pages of 'lorem ipsum' (C4)")
+    max_line_length: int | None = Field(20_000, description="code: characters; The Stack 1,000")
+    max_mean_line_length: float | None = Field(200.0, description="code: characters; The Stack 100")
+    min_alphanumeric: float | None = Field(0.25, description="code: share of characters; The Stack 0.25")
+    drop_generated: bool = Field(
+        False, description="code: drop files that say 'generated' in their first lines"
+    )
+    exact_duplicates: bool = True
+    near_duplicates: float | None = Field(
+        0.7,
+        ge=0.5,
+        le=1,
+        description="drop documents whose sets of five-word runs have at least this Jaccard index",
+    )
+    contamination: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of eight-word runs of a protected passage that condemns a document",
+    )
+
+
+class SplitConfig(Config):
+    """Which documents are held out.  Near-duplicates never end up on both sides: they are removed first."""
+
+    validation: float = Field(0.05, ge=0, le=0.5, description="share of the documents, or of each one's end")
+    test: float = Field(0.05, ge=0, le=0.5)
+    by: Literal["auto", "document", "position"] = Field(
+        "auto",
+        description="document: by a hash of its name; position: the end of each document; auto goes by number",
+    )
+    validation_sources: tuple[SourceConfig, ...] = ()
+    test_sources: tuple[SourceConfig, ...] = ()
+
+    def share(self, split: Literal["validation", "test"]) -> float:
+        """What is taken of the training sources: nothing where the split has sources of its own."""
+        return 0.0 if getattr(self, f"{split}_sources") else float(getattr(self, split))
+
+
+class DataConfig(Config):
+    """Text to tokens: sources, cleaning, held-out splits and the tokenizer."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    clean: CleanConfig = CleanConfig()
+    split: SplitConfig = SplitConfig()
+    tokenizer: TokenizerConfig | Path = Field(
+        TokenizerConfig(), description="how to train one, or the path of one"
+    )
+    row_tokens: int = Field(512, ge=2, description="tokens in one row of a batch")
+    decontaminate_against: tuple[SourceConfig, ...] = Field(
+        (), description="benchmarks that training must not see"
+    )
+    on_bad_line: Literal["error", "skip"] = Field(
+        "error", description="what a malformed row does; skipped ones are counted"
+    )
+    cache: Path = Path("runs/data")
+
+    @model_validator(mode="after")
+    def check_names(self) -> "DataConfig":
+        for sources in (self.sources, self.split.validation_sources, self.split.test_sources):
+            titles = [source.title for source in sources]
+            for title in titles:
+                if titles.count(title) > 1:
+                    raise ValueError(
+                        f"two sources are called '{title}'; give one of them a `name:` of its own"
+                    )
+        weights = [source.weight is None for source in self.sources]
+        if any(weights) and not all(weights):
+            raise ValueError("some sources have a weight and some have none; give all of them one, or none")
+        return self

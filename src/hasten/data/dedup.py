@@ -1,0 +1,129 @@
+"""Find documents that are equal, or nearly, among more than fit into memory.
+
+Near-duplicates: MinHash signatures (Broder 1997) of the sets of five-word runs, cut into bands of rows;
+documents that agree in all rows of a band are looked at (Leskovec, Rajaraman and Ullman, chapter 3.4)
+and joined where the whole signatures agree as much as the threshold asks.  Of each group of joined
+documents the first stays.  One band at a time is in memory: sixteen bytes a document.  Letters: D documents.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+from hasten.data.ngrams import Hashes, mix, shingles
+
+SHINGLE_WORDS = 5
+SIGNATURE = 128  # the estimate of a Jaccard index of 0.7 has a standard error of 0.04
+BANDS, ROWS = (
+    25,
+    5,
+)  # P(a pair is looked at) = 1 - (1 - J ** 5) ** 25: 0.99 at 0.7, 0.9999 at 0.8, 0.06 at 0.3
+SEED = 1
+PAIRS = 1 << 14  # compared together
+
+Signatures = NDArray[np.uint32]
+Numbers = NDArray[np.int64]
+
+
+def signatures(texts: list[Hashes]) -> Signatures:
+    """The words of texts -> [D, SIGNATURE] MinHash signatures.
+
+    For two texts the share of equal entries estimates the Jaccard index of their sets of shingles.
+    """
+    sets = [shingles(words, SHINGLE_WORDS) for words in texts]
+    if not sets:
+        return np.empty((0, SIGNATURE), np.uint32)
+    offsets = np.cumsum([0, *map(len, sets)]).astype(np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), offsets, SIGNATURE, SEED)
+    return np.array(matrix.to_rows(), np.uint32)
+
+
+def bands(signed: Signatures) -> Hashes:
+    """[D, SIGNATURE] -> [BANDS, D]: one number for the rows of each band."""
+    keys = np.empty((BANDS, len(signed)), np.uint64)
+    for band in range(BANDS):
+        key = np.zeros(len(signed), np.uint64)
+        for row in range(band * ROWS, (band + 1) * ROWS):
+            key = mix(key + signed[:, row] + np.uint64(1))
+        keys[band] = key
+    return keys
+
+
+def digest(text: str) -> int:
+    """64 bits that stand for a text, blanks at both ends aside."""
+    return xxhash.xxh3_64_intdigest(text.strip().encode())
+
+
+def first_equal(values: NDArray[np.uint64]) -> Numbers:
+    """[D] -> [D]: for each value the place of the first that is equal to it."""
+    _, first, which = np.unique(values, return_index=True, return_inverse=True)
+    return first[which].astype(np.int64)
+
+
+class Rows:
+    """Arrays [D1, ...], [D2, ...] on the disk, indexed by numbers of 0 to D1 + D2 + ... - 1."""
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self.arrays = arrays
+        self.first = np.cumsum([0, *map(len, arrays)])
+
+    def __getitem__(self, numbers: Numbers) -> NDArray[Any]:
+        which = np.searchsorted(self.first, numbers, side="right") - 1
+        out = np.empty((len(numbers), *self.arrays[0].shape[1:]), self.arrays[0].dtype)
+        for array in np.unique(which):
+            mine = which == array
+            out[mine] = self.arrays[array][numbers[mine] - self.first[array]]
+        return out
+
+
+def near_duplicates(
+    keys: Iterable[Hashes], signed: Rows, alive: NDArray[np.bool_], threshold: float
+) -> Numbers:
+    """[D]: the document that each one nearly repeats: the first of its group, or itself.
+
+    `keys` gives the bands, [D] each, one after the other; what is not `alive` is left out.
+    """
+    parents = np.arange(len(alive), dtype=np.int64)
+    for key in keys:
+        for first, second in pairs(key, alive):
+            open_ = parents[first] != parents[second]
+            first, second = first[open_], second[open_]
+            same = (signed[first] == signed[second]).mean(axis=1) >= threshold
+            for one, other in zip(first[same].tolist(), second[same].tolist(), strict=True):
+                join(parents, one, other)
+    return np.array([root(parents, document) for document in range(len(parents))], np.int64)
+
+
+def pairs(key: Hashes, alive: NDArray[np.bool_]) -> Iterator[tuple[Numbers, Numbers]]:
+    """Documents with equal keys, as (earlier, later): each with the first of its group and with the one before.
+
+    All pairs of a group would be too many where thousands share a boilerplate.
+    """
+    living = np.flatnonzero(alive)
+    order = living[np.argsort(key[living], kind="stable")]
+    later = np.flatnonzero(key[order[1:]] == key[order[:-1]]) + 1  # places in `order` that continue a group
+    begins = np.ones(len(order), bool)
+    begins[later] = False
+    group = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    for start in range(0, len(later), PAIRS):
+        places = later[start : start + PAIRS]
+        yield order[group[places]], order[places]
+        yield order[places - 1], order[places]
+
+
+def root(parents: Numbers, document: int) -> int:
+    """The first document of a group."""
+    while parents[document] != document:
+        parents[document] = parents[parents[document]]
+        document = int(parents[document])
+    return document
+
+
+def join(parents: Numbers, one: int, other: int) -> None:
+    """Make two groups one, with the first document of both as its root."""
+    one, other = root(parents, one), root(parents, other)
+    parents[max(one, other)] = min(one, other)

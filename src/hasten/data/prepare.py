@@ -1,0 +1,261 @@
+"""Text to token shards, once: the folder is named after what went in, and a second run finds it.
+
+    cache/<fingerprint>/
+        prepared.json                     sizes, sources, what cleaning dropped
+        tokenizer/tokenizer.json
+        train/<source>-00000.safetensors  and so on: one shard for each part of the text
+        validation/, test/                shards, and the texts themselves as .jsonl.zst
+
+The way there: parts (`stage.py`), duplicates over all parts, the tokenizer, then shards, part by part.
+Each step leaves whole files, so an interrupted run goes on where it was and ends with equal bytes.
+"""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.core.console import Progress, say
+from hasten.core.errors import DataError, HastenError
+from hasten.core.files import damage, publish, replace_folder, sweep, write_json, write_manifest
+from hasten.data.config import DataConfig, SourceConfig
+from hasten.data.contamination import RUN_WORDS, Protected
+from hasten.data.encode import TEXTS_SUFFIX, Counts, Cut, Encoder
+from hasten.data.identity import input_fingerprint, only_one
+from hasten.data.judge import Judgement
+from hasten.data.shards import Shards, open_split
+from hasten.data.source import Document, documents
+from hasten.data.split import SPLITS, Split, by_document
+from hasten.data.stage import Part, Stage, read_texts
+from hasten.data.tally import Tally
+from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.tokenizer.train import train
+
+RECORD, TOKENIZER, STAGE = "prepared.json", "tokenizer", "stage"
+
+__all__ = ["Prepared", "input_fingerprint", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder of prepared text: token shards by split, a tokenizer, and the record of how it came about."""
+
+    folder: Path
+    splits: dict[Split, dict[str, Counts]]  # split, source: how much there is
+    tally: Tally
+
+    @classmethod
+    def load(cls, folder: Path) -> "Prepared":
+        """What `prepare` left in `folder`; DataError where anything in it is not as it was written."""
+        if trouble := damage(folder):
+            raise DataError(f"{folder}: {trouble}; delete the folder and run `hasten prepare` again")
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        splits = {
+            split: {source: Counts(**counts) for source, counts in sources.items()}
+            for split, sources in record["splits"].items()
+        }
+        return cls(folder, splits, Tally.from_json(record["clean"]))
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder that `Tokenizer.load` reads."""
+        return self.folder / TOKENIZER
+
+    def total(self, split: Split) -> Counts:
+        """How much there is in a split, over all sources."""
+        total = Counts()
+        for counts in self.splits[split].values():
+            total.add(counts)
+        return total
+
+    def shards(self, split: Split) -> dict[str, Shards]:
+        """{source: its shards}."""
+        return open_split(self.folder / split)
+
+    def texts(self, split: Split) -> Iterator[Document]:
+        """The documents of `validation` or `test`, as text; the training text is kept as tokens only."""
+        if split == "train":
+            raise DataError(
+                f"{self.folder}: keeps the texts of validation and test; read train from data.sources"
+            )
+        for path in sorted((self.folder / split).glob(f"*{TEXTS_SUFFIX}")):
+            source = path.name.removesuffix(TEXTS_SUFFIX)[: -len("-00000")]
+            yield from (Document(name, text, source) for name, text in read_texts(path))
+
+    def show(self) -> None:
+        """Print what there is."""
+        for split in self.splits:
+            total = self.total(split)
+            say(
+                f"{split:<10} {total.documents:,} documents, {total.tokens:,} tokens, {total.bytes / 1e6:,.2f} MB"
+            )
+        say(f"prepared   {self.folder}")
+
+
+def prepare(config: DataConfig, progress: bool = True) -> Prepared:
+    """Make token shards of `config`'s text, or find those that were made before.
+
+    Raises DataError, in one sentence, for sources that cannot be read, and leaves nothing half-written.
+    """
+    folder = config.cache / input_fingerprint(config)
+    with only_one(folder):
+        made = bool(damage(folder))
+        if made:
+            Preparation(config, folder, progress).run()
+    prepared = Prepared.load(folder)
+    check_row(prepared.total("train").tokens, config)
+    if progress:
+        prepared.show()
+    return prepared
+
+
+def check_row(tokens: int, config: DataConfig) -> None:
+    """Refuse text that does not fill one row."""
+    if tokens < config.row_tokens:
+        raise DataError(
+            f"data: the training text has at most {tokens:,} tokens, fewer than one row of {config.row_tokens:,}; write"
+            f" row_tokens: {max(1 << max(tokens.bit_length() - 1, 1), 2)} or give more text"
+        )
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The work of `prepare`, in a folder beside the final one that an interrupted run leaves for the next."""
+
+    config: DataConfig
+    final: Path
+    progress: bool
+
+    @property
+    def work(self) -> Path:
+        """Where things are until all is done."""
+        return self.final.with_name(self.final.name + ".work")
+
+    def run(self) -> None:
+        """Fill the work folder and publish it as the final one."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            if not (self.work / RECORD).exists():
+                self.fill()
+        except HastenError:
+            shutil.rmtree(self.work)
+            raise
+        shutil.rmtree(self.work / STAGE, ignore_errors=True)
+        for folder in self.work, self.work / TOKENIZER, *(self.work / split for split in SPLITS):
+            sweep(folder)
+        write_manifest(self.work, {"fingerprint": self.final.name})
+        replace_folder(self.work, self.final)
+
+    def fill(self) -> None:
+        """Everything from reading the sources to the record, which is written last."""
+        parts = self.stage()
+        judgement = Judgement(parts, self.config.clean)
+        tally = judgement.tally()
+        if self.progress:
+            tally.show()
+        cuts = self.cut(parts, judgement.keep())
+        check_row(sum(part.tally.bytes + part.documents for part in parts), self.config)
+        tokenizer = self.tokenizer(cuts)
+        splits = self.encode(cuts, tokenizer)
+        for split in SPLITS:
+            self.check_split(split, splits)
+        counts = {split: {name: asdict(c) for name, c in by.items()} for split, by in splits.items() if by}
+        sources = self.config.model_dump(mode="json")
+        write_json(self.work / RECORD, {"splits": counts, "clean": tally.to_json(), "config": sources})
+
+    def sources(self) -> Iterator[tuple[Split, SourceConfig]]:
+        """Held-out sources come first: of two equal documents it is the one in training that goes."""
+        yield from (("test", source) for source in self.config.split.test_sources)
+        yield from (("validation", source) for source in self.config.split.validation_sources)
+        yield from (("train", source) for source in self.config.sources)
+
+    def stage(self) -> list[Part]:
+        """Read, mend and judge every document of every source."""
+        protected = Protected(
+            document for source in self.config.decontaminate_against for document in documents(source)
+        )
+        if protected.too_short and self.progress:
+            say(
+                f"clean      {protected.too_short:,} protected texts have under {RUN_WORDS} words: not looked for"
+            )
+        with self.line("clean") as line:
+            stage = Stage(self.work / STAGE / "parts", self.config, protected, line.advance)
+            parts = [part for split, source in self.sources() for part in stage.parts(split, source)]
+        return parts
+
+    def cut(self, parts: list[Part], keep: list[NDArray[np.bool_]]) -> list[Cut]:
+        """How each part is divided into splits."""
+        kept: dict[tuple[Split, str], int] = defaultdict(int)
+        for part, stays in zip(parts, keep, strict=True):
+            kept[part.split, part.source] += int(stays.sum())
+        for (split, source), documents in kept.items():
+            if not documents:
+                raise DataError(
+                    f"data: no document of {source} ({split}) is left after cleaning; look at the rules that"
+                    " dropped them above, and switch them off with data.clean.RULE=null or data.clean.profile=off"
+                )
+        config = self.config.split
+        return [
+            Cut(part, stays, config, by_document(config, kept[part.split, part.source]))
+            for part, stays in zip(parts, keep, strict=True)
+        ]
+
+    def tokenizer(self, cuts: list[Cut]) -> Tokenizer:
+        """Load the configured tokenizer, or learn one from the training text."""
+        folder, config = self.work / TOKENIZER, self.config.tokenizer
+        if not folder.exists():
+            with publish(folder) as temporary:
+                if isinstance(config, Path):
+                    Tokenizer.load(config).save(temporary)
+                else:
+                    texts = (text for cut in cuts for split, _, text in cut.texts() if split == "train")
+                    train(texts, config, self.progress).save(temporary)
+        return Tokenizer.load(folder)
+
+    def encode(self, cuts: list[Cut], tokenizer: Tokenizer) -> dict[Split, dict[str, Counts]]:
+        """Write every shard; how much there is by split and source."""
+        splits: dict[Split, dict[str, Counts]] = {split: {} for split in SPLITS}
+        with self.line("tokenize", sum(cut.part.tally.bytes for cut in cuts)) as line:
+            encoder = Encoder(tokenizer, self.work, self.work / STAGE / "encoded", line.advance)
+            for cut in cuts:
+                for split, counts in encoder.encode(cut).items():
+                    splits[split].setdefault(cut.part.source, Counts()).add(counts)
+        return splits
+
+    def check_split(self, split: Split, splits: dict[Split, dict[str, Counts]]) -> None:
+        """Refuse a split that was asked for and came out empty."""
+        wanted = split == "train" or self.config.split.share(split) > 0
+        if wanted and not splits[split]:
+            total = sum(counts.documents for by_source in splits.values() for counts in by_source.values())
+            raise DataError(
+                f"data.split: of {total:,} documents none fell to {split}; write data.split.by=position, a larger"
+                f" data.split.{split}, or data.split.{split}_sources"
+            )
+
+    @contextmanager
+    def line(self, stage: str, total: int | None = None) -> Iterator["Line"]:
+        """A live line that counts bytes."""
+        if not self.progress:
+            yield Line(None)
+            return
+        with Progress(stage, total and total / 1e6, "MB") as progress:
+            yield Line(progress)
+
+
+class Line:
+    """Adds up bytes for a live line, if there is one."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.bytes = progress, 0
+
+    def advance(self, size: int) -> None:
+        """Note `size` further bytes."""
+        self.bytes += size
+        if self.progress:
+            self.progress.update(self.bytes / 1e6)

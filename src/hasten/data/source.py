@@ -1,0 +1,202 @@
+"""From what a recipe names to documents: files found, told apart by extension, and read as streams."""
+
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from hasten.core.errors import DataError, MissingExtraError, did_you_mean
+from hasten.data import formats
+from hasten.data.config import GLOB, STDLIB, SourceConfig
+from hasten.data.formats import BadLines
+
+PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".xml"}
+CODE = set(
+    [".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".swift", ".m", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".css", ".php", ".rb", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".ex", ".erl", ".clj", ".lisp", ".el", ".sh", ".bash", ".sql", ".yaml", ".yml", ".toml", ".cmake", ".f90", ".asm", ".s", ".v", ".vhd"]
+)
+ROWS = {
+    ".jsonl": formats.jsonl_rows,
+    ".ndjson": formats.jsonl_rows,
+    ".csv": formats.csv_rows,
+    ".tsv": formats.csv_rows,
+    ".parquet": formats.parquet_rows,
+}
+COMPRESSED = {".gz", ".zst"}
+KNOWN = sorted(PROSE | CODE | ROWS.keys())
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with a name that stays the same wherever the files are: the path below the source's root,
+    with `:line` for a row and `#number` for a piece of a larger text."""
+
+    id: str
+    text: str
+    source: str
+    kind: Literal["prose", "code"] = "prose"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source; `id` is its path relative to the source's root."""
+
+    path: Path
+    id: str
+
+    @property
+    def extension(self) -> str:
+        """`.jsonl` of `rows.jsonl.gz`."""
+        return extension(self.path)
+
+
+def extension(path: Path) -> str:
+    """What the file holds, by its name without the compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def documents(source: SourceConfig, bad: BadLines | None = None) -> Iterator[Document]:
+    """Every document of `source`, in the order of the sorted file names; nothing is held but the current one."""
+    bad = bad or BadLines("error")
+    if source.hub is not None:
+        rows = formats.text_of_rows(hub_rows(source), source.hub, source.text_field, bad)
+        yield from (Document(f"{source.hub}:{line}", text, source.title) for line, text in rows)
+    for file in files(source):
+        yield from documents_of(file, source, bad)
+
+
+def documents_of(file: File, source: SourceConfig, bad: BadLines) -> Iterator[Document]:
+    """The documents in one file."""
+    if read_rows := ROWS.get(file.extension):
+        for line, text in read_rows(file.path, source.text_field, bad):
+            yield Document(f"{file.id}:{line}", text, source.title)
+        return
+    kind: Literal["prose", "code"] = "code" if file.extension in CODE else "prose"
+    pieces = formats.pieces(formats.text_chunks(file.path), source.separator)
+    first, second = next(pieces, ""), next(pieces, None)
+    if second is None:
+        yield Document(file.id, first, source.title, kind)
+        return
+    numbers = count()
+    for piece in (first, second):
+        yield Document(f"{file.id}#{next(numbers)}", piece, source.title, kind)
+    for piece in pieces:
+        yield Document(f"{file.id}#{next(numbers)}", piece, source.title, kind)
+
+
+def files(source: SourceConfig) -> list[File]:
+    """The files of `source`, sorted by their path below the source's root; none is opened."""
+    found = [(root, path) for text in source.paths for root, paths in [find(text)] for path in paths]
+    if not found:
+        return []
+    top = Path(os.path.commonpath([root for root, _ in found]))
+    names = {path: path.relative_to(top).as_posix() for _, path in found}
+    return [File(path, name) for path, name in sorted(names.items(), key=lambda item: item[1])]
+
+
+def find(text: str) -> tuple[Path, list[Path]]:
+    """The root and the files that one entry of `paths` stands for."""
+    if text == STDLIB:
+        return standard_library()
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path.absolute(), readable_below(path.absolute(), text)
+    if path.exists():
+        return path.absolute().parent, [checked(path.absolute(), text)]
+    if GLOB.search(text):
+        return matching(path.absolute(), text)
+    near = did_you_mean(path.name, (p.name for p in path.parent.glob("*"))) if path.parent.is_dir() else ""
+    raise DataError(f"{text}: there is no such file or folder.{near} Paths are read from {Path.cwd()}")
+
+
+def checked(path: Path, text: str) -> Path:
+    """A file that was named by itself: it must be of a known kind and hold something."""
+    if extension(path) not in KNOWN:
+        near = did_you_mean(extension(path), KNOWN)
+        raise DataError(f"{text}: unknown extension '{extension(path)}'.{near} {kinds()}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{text}: is empty; give a file with text in it")
+    return path
+
+
+def kinds() -> str:
+    """The extensions that are read, as the end of a message."""
+    return f"Read are {' '.join(sorted(PROSE))}, program files, {' '.join(sorted(ROWS))}, each also as .gz or .zst"
+
+
+def readable_below(folder: Path, text: str) -> list[Path]:
+    """Every file of a known kind below `folder`, hidden ones left out."""
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if extension(path) in KNOWN
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    if not paths:
+        raise DataError(f"{text}: this folder holds no file that can be read. {kinds()}")
+    return paths
+
+
+def matching(pattern: Path, text: str) -> tuple[Path, list[Path]]:
+    """The files that a glob matches, and the part of it before the first wildcard."""
+    root = Path(*(part for part in pattern.parts[: first_wild(pattern.parts)]))
+    paths = [Path(path) for path in sorted(glob(str(pattern), recursive=True)) if Path(path).is_file()]
+    if not paths:
+        near = did_you_mean(pattern.name, (p.name for p in root.glob("*"))) if root.is_dir() else ""
+        raise DataError(
+            f"{text}: matches no file.{near} Paths are read from {Path.cwd()}; ** crosses folders"
+        )
+    for path in paths:
+        if extension(path) not in KNOWN:
+            raise DataError(f"{text}: matches {path.name}, whose extension is not known. {kinds()}")
+    return root, paths
+
+
+def first_wild(parts: Iterable[str]) -> int:
+    """How many parts of a path come before the first with a wildcard."""
+    return next(number for number, part in enumerate(parts) if GLOB.search(part))
+
+
+def standard_library() -> tuple[Path, list[Path]]:
+    """The running interpreter's own Python source, without installed packages and tests."""
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [p for p in sorted(root.rglob("*.py")) if not NOT_LIBRARY & set(p.relative_to(root).parts)]
+    if not paths:
+        raise DataError(
+            f"{STDLIB}: this interpreter keeps no .py files in {root}; give the path of some source code"
+        )
+    return root, paths
+
+
+def hub_rows(source: SourceConfig) -> Iterator[dict[str, Any]]:
+    """The rows of a hub data set, streamed."""
+    try:
+        from datasets import load_dataset  # noqa: PLC0415  an optional package
+    except ImportError:
+        raise MissingExtraError("datasets", "hub", f"the hub data set {source.hub}") from None
+    try:
+        yield from load_dataset(
+            source.hub,
+            source.hub_config,
+            split=source.hub_split,
+            revision=source.hub_revision,
+            streaming=True,
+        )
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # what `datasets` raises when offline, unknown or gated
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"hub data set {source.hub}, split {source.hub_split}, cannot be read ({reason}); check its name and the"
+            " network, or give files with `paths:`"
+        ) from None
