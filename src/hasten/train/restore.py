@@ -18,7 +18,7 @@ from torch import Tensor
 from hasten.core.config import load
 from hasten.core.console import say
 from hasten.core.errors import CheckpointError
-from hasten.core.files import damage, read_manifest
+from hasten.core.files import MANIFEST, damage, read_manifest
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
@@ -92,8 +92,8 @@ def restore(folder: Path, model: Decoder, optimizer: Optimizer) -> dict[str, Any
     """
     check(folder)
     weights, moments = read_tensors(folder, WEIGHTS), read_tensors(folder, OPTIMIZER)
-    generators, numbers = read_tensors(folder, RANDOM), read_json(folder, RANDOM_NUMBERS)
-    state = read_json(folder, STATE)
+    generators, numbers = read_tensors(folder, RANDOM), read_mapping(folder, RANDOM_NUMBERS)
+    state = read_mapping(folder, STATE)
     compare(folder, "weight", weights, weights_of(model))
     compare(folder, "optimizer state", moments, optimizer.state_dict())
     compare_configs(folder, model.config)
@@ -103,7 +103,7 @@ def restore(folder: Path, model: Decoder, optimizer: Optimizer) -> dict[str, Any
         set_random_state(generators, numbers)
     except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{folder / RANDOM_NUMBERS}: is no random state ({error})") from None
-    return dict(state)
+    return state
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Decoder, Tokenizer | None]:
@@ -113,7 +113,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Decode
     model as Hugging Face lays it out (config.json and safetensors).
     """
     folder = checkpoint_in(folder)
-    if (folder / MODEL).is_file():
+    if is_checkpoint(folder):
         check(folder)
         model = load_decoder(folder, device)
     else:
@@ -135,9 +135,14 @@ def load_decoder(folder: Path, device: torch.device | str) -> Decoder:
     return model
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` was written by `Checkpoints`, even if something of it is gone."""
+    return (folder / MODEL).is_file() or (folder / MANIFEST).is_file()
+
+
 def checkpoint_in(folder: Path) -> Path:
     """The folder that holds a model: `folder` itself, or the best or latest checkpoint of a run."""
-    if (folder / MODEL).is_file() or (folder / "config.json").is_file():
+    if is_checkpoint(folder) or (folder / "config.json").is_file():
         return folder
     for run in (folder / "checkpoints", folder):
         found = best(run) or latest(run)
@@ -195,9 +200,12 @@ def read_tensors(folder: Path, file: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
 
 
-def read_json(folder: Path, file: str) -> Any:
-    """The value in one JSON file of a checkpoint."""
+def read_mapping(folder: Path, file: str) -> dict[str, Any]:
+    """The mapping in one JSON file of a checkpoint."""
     try:
-        return json.loads((folder / file).read_text(encoding="utf-8"))
+        value = json.loads((folder / file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / file}: cannot be read ({error}); use another checkpoint") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{folder / file}: holds no mapping; use another checkpoint")
+    return value
