@@ -40,7 +40,7 @@ def baselines(texts: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def compress_each(texts: Iterable[str]) -> Compressed:
-    """Every document by itself, nothing carried over.  An empty one costs nothing: there is no file to store."""
+    """Every document by itself, nothing carried over; an empty one is nothing to store."""
     sizes = [(len(data), compressed_bytes([data])) for data in encoded(texts)]
     return checked(sum(size for size, _ in sizes), sum(packed for _, packed in sizes))
 

@@ -7,7 +7,6 @@ length, go through the same measure: what they miss of 100% is the measure's own
 
 import ast
 import codeop
-import hashlib
 import math
 import textwrap
 import warnings
@@ -15,7 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 
-NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # all that the parser can raise on odd text
+from hasten.evaluate.sample import draw
+
+NOT_PYTHON = (
+    SyntaxError,
+    ValueError,
+    RecursionError,
+    MemoryError,
+)  # all that the parser can raise on odd text
 
 
 @dataclass(frozen=True)
@@ -112,14 +118,20 @@ def is_trivial(statement: ast.stmt) -> bool:
     )
 
 
-def function_prompts(documents: Iterable[tuple[str, str]], count: int, seed: int) -> list[FunctionPrompt]:
+def function_prompts(
+    documents: Iterable[tuple[str, str]],
+    count: int,
+    seed: int,
+    fits: Callable[[str], bool] = lambda prompt: True,
+) -> list[FunctionPrompt]:
     """Up to `count` prompts from `documents` of (id, text), the same whatever the documents' order.
 
     As many documents as possible contribute one function each; only then does any give a second.
-    Documents that are not Python give none.
+    Documents that are not Python give none.  Prompts that do not `fit` are passed over.
     """
     in_order = sorted(documents, key=lambda document: draw(seed, document[0]))
-    found = (functions(name, text, seed) for name, text in in_order)
+    drawn = (functions(name, text, seed) for name, text in in_order)
+    found = ([prompt for prompt in prompts if fits(prompt.prompt)] for prompts in drawn)
     per_document = list(islice((prompts for prompts in found if prompts), count))
     rounds = chain.from_iterable(zip_longest(*per_document))
     return list(islice((prompt for prompt in rounds if prompt is not None), count))
@@ -172,8 +184,3 @@ def start(statement: ast.stmt) -> int:
     """A statement's first line, its decorators counted."""
     decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
     return min([statement.lineno, *(decorator.lineno for decorator in decorators)])
-
-
-def draw(seed: int, name: str) -> bytes:
-    """A number drawn by (seed, name): sorting by it is a shuffle that does not depend on the others."""
-    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()

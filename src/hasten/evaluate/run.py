@@ -1,0 +1,190 @@
+"""Everything there is to measure of a model on documents it has not seen, and evaluation.json."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from hasten.core.config import Config
+from hasten.core.console import Progress
+from hasten.core.errors import ConfigError, DataError
+from hasten.core.files import write_json
+from hasten.core.runtime import has_fast_bf16
+from hasten.data.source import Document
+from hasten.evaluate.baselines import baselines
+from hasten.evaluate.code import FunctionPrompt, Snippet, function_prompts, parse_rate, parses
+from hasten.evaluate.language import TokenScores, Windows, score_texts, summarise
+from hasten.evaluate.sample import sample
+from hasten.generate.config import GenerateConfig
+from hasten.generate.engine import check_vocabulary, generate
+from hasten.model.transformer import Decoder
+from hasten.tokenizer.tokenizer import Tokenizer
+
+Positive = Annotated[int, Field(ge=1)]
+EXAMPLES = 5  # snippets kept in evaluation.json
+
+
+class CodeConfig(Config):
+    """Let the model continue the headers of unseen Python functions and count what parses."""
+
+    prompts: Positive = 100
+    max_new_tokens: Positive = 128
+    temperature: float = Field(0.8, ge=0, description="0 takes the likeliest token every time")
+    top_p: float | None = Field(0.95, gt=0, le=1)
+
+
+class EvaluateConfig(Config):
+    """What to measure on the held-out documents, and how exactly."""
+
+    split: Literal["test", "validation"] = "test"
+    context: Positive | None = Field(None, description="tokens seen at most; null: as many as the model can")
+    stride: Positive | None = Field(
+        None, description="tokens scored per window: smaller is more exact and slower; null: half the context"
+    )
+    batch_tokens: Positive = 8192
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    score_end: bool = Field(
+        True,
+        description="count the end of each document as a token; false is lm-evaluation-harness's convention",
+    )
+    max_bytes: Positive | None = Field(
+        None,
+        description="a sample of documents that is at least this long, drawn by `seed`; null: all of them",
+    )
+    baselines: bool = Field(True, description="compress the same documents with LZMA")
+    code: CodeConfig | None = None
+    seed: int = 0
+
+    def windows(self, model: Decoder) -> Windows:
+        """The windows for a model, or ConfigError where it cannot see that far."""
+        longest = model.config.max_positions
+        context = self.context or longest
+        if context > longest:
+            raise ConfigError(
+                f"evaluate.context is {context} and the model sees {longest} tokens at most; "
+                f"write {longest} or less, or null"
+            )
+        return Windows(context, self.stride or max(context // 2, 1), self.batch_tokens)
+
+
+def evaluate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    config: EvaluateConfig,
+    *,
+    path: Path | None = None,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """Score `model` on the `documents` of `config.split`; the result goes to `path` too, whole or not at all.
+
+    The result holds `{split: LanguageScore}` and, where they apply, "sources" (a score each), "baselines"
+    and "code"; then how it was measured.  Raises DataError where there is nothing to measure, ConfigError
+    where the configuration does not fit the model.
+    """
+    began = time.monotonic()
+    check_vocabulary(model, tokenizer)
+    if not documents:
+        raise DataError(
+            f"there is no document in the {config.split} split to evaluate on; give it a share in data.split,"
+            " or choose another with evaluate.split"
+        )
+    chosen = sample(documents, config.max_bytes, config.seed)
+    result = {
+        **language(model, tokenizer, chosen, config),
+        **({"baselines": baselines([d.text for d in chosen])} if config.baselines else {}),
+        **({"code": code(model, tokenizer, chosen, config.code, config.seed)} if config.code else {}),
+        "checkpoint": checkpoint,
+        "documents_available": len(documents),
+        "settings": config.model_dump(mode="json"),
+        "tokenizer": tokenizer.fingerprint,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if path is not None:
+        write_json(path, result)
+    return result
+
+
+def language(
+    model: Decoder, tokenizer: Tokenizer, documents: Sequence[Document], config: EvaluateConfig
+) -> dict[str, Any]:
+    """`{split: score}`, and `"sources": {name: score}` where there are several sources."""
+    bf16 = config.precision == "bf16"
+    if config.precision == "auto":
+        bf16 = has_fast_bf16(next(model.parameters()).device)
+    with Progress("evaluate", unit="tokens") as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        whole, scores = score_texts(
+            model,
+            tokenizer,
+            [document.text for document in documents],
+            config.windows(model),
+            bf16=bf16,
+            score_end=config.score_end,
+            progress=show,
+        )
+    return {config.split: asdict(whole), **by_source(scores, documents), "bf16": bf16}
+
+
+def by_source(scores: TokenScores, documents: Sequence[Document]) -> dict[str, Any]:
+    """`{"sources": {name: score}}`, or nothing where all documents come from one."""
+    names = sorted({document.source for document in documents})
+    if len(names) == 1:
+        return {}
+    sizes = np.array([len(document.text.encode()) for document in documents])
+    members = {name: np.array([i for i, d in enumerate(documents) if d.source == name]) for name in names}
+    # A source of empty documents has no bits per byte.
+    scored = {name: ids for name, ids in members.items() if sizes[ids].any()}
+    return {
+        "sources": {name: asdict(summarise(scores.select(ids), sizes[ids])) for name, ids in scored.items()}
+    }
+
+
+def code(
+    model: Decoder, tokenizer: Tokenizer, documents: Sequence[Document], config: CodeConfig, seed: int
+) -> dict[str, Any]:
+    """The parse rate of the model's continuations, and of the authors' own cut at as many tokens."""
+    room = model.config.max_positions - config.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"evaluate.code.max_new_tokens is {config.max_new_tokens} and the model's whole context"
+            f" {model.config.max_positions}; write {model.config.max_positions // 2} or less"
+        )
+    prompts = function_prompts(
+        ((document.id, document.text) for document in documents),
+        config.prompts,
+        seed,
+        fits=lambda prompt: len(tokenizer.encode(prompt)) < room,
+    )
+    if not prompts:
+        raise DataError(
+            f"none of the {len(documents)} documents holds a Python function to continue;"
+            " leave evaluate.code out for text that is not Python"
+        )
+    settings = GenerateConfig(
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=seed
+    )
+    completions = generate(model, tokenizer, [prompt.prompt for prompt in prompts], settings)
+    snippets = [Snippet(c.prompt, c.text, finished=c.stopped_by == "end_of_text") for c in completions]
+    authors = [shortened(prompt, tokenizer, config.max_new_tokens) for prompt in prompts]
+    return {
+        **asdict(parse_rate(snippets)),
+        "authors": asdict(parse_rate(authors)),
+        "examples": [{**asdict(snippet), "parses": parses(snippet)} for snippet in snippets[:EXAMPLES]],
+    }
+
+
+def shortened(prompt: FunctionPrompt, tokenizer: Tokenizer, max_tokens: int) -> Snippet:
+    """The author's own continuation, cut at the model's budget."""
+    ids = tokenizer.encode(prompt.continuation)
+    if len(ids) <= max_tokens:
+        return Snippet(prompt.prompt, prompt.continuation, finished=True)
+    return Snippet(prompt.prompt, tokenizer.decode(ids[:max_tokens]))

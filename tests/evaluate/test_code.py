@@ -1,0 +1,214 @@
+"""The parse rate, tried on code whose author is known to write Python: the standard library."""
+
+import ast
+import sysconfig
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hasten.evaluate.code import (
+    FunctionPrompt,
+    Snippet,
+    function_prompts,
+    lacks_only_its_end,
+    parse_rate,
+    parses,
+    source,
+)
+
+HEADER = "def area(radius):\n"
+MODULES = ["argparse", "bisect", "calendar", "dataclasses", "heapq", "statistics", "textwrap", "tokenize"]
+
+
+@pytest.fixture(scope="module")
+def library() -> list[FunctionPrompt]:
+    """Every function of some modules that makes a prompt."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    documents = [(name, (folder / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES]
+    return function_prompts(documents, 10_000, seed=0)
+
+
+def test_every_authors_function_parses(library):
+    assert len(library) > 200
+    assert all(parses(Snippet(p.prompt, p.continuation, finished=True)) for p in library)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_where_the_budget_cuts_right_code_no_error_is_counted(library, data):
+    """Either a whole statement is left, and then it parses, or nothing of the author's own is."""
+    prompt = data.draw(st.sampled_from(library))
+    cut = data.draw(st.integers(0, len(prompt.continuation)))
+    snippet = Snippet(prompt.prompt, prompt.continuation[:cut])
+    left = source(snippet)
+    if not parses(snippet):
+        assert left == "" or left.count("\n") <= prompt.prompt.count("\n") or not has_own_statement(left)
+    if left:
+        ast.parse(left)
+
+
+def has_own_statement(text: str) -> bool:
+    """Whether a function's body has something in it besides constants, nested headers and pass."""
+    leaves = (
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt) and not hasattr(node, "body")
+    )
+    return any(not isinstance(leaf, ast.Pass) and not is_constant(leaf) for leaf in leaves)
+
+
+def is_constant(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "    return 3 * radius ** 2\n",
+        "    return 3 * radius\n    rest = (1,\n        2, ",
+        "    x = 1\n    if radius:\n",
+        "    x = 1\n    try:\n        y = 2\n",
+        '    x = 1\n    """an open string\n    that goes on\n',
+        "    y = 1\n    x = 1 + \\\n        2 + \\\n",
+        "    x = 1\n    y = x +",
+        "    return radius\n\ndef other(x):\n    # to be written\n",
+    ],
+)
+def test_what_the_end_of_the_budget_cuts_is_forgiven(completion):
+    assert parses(Snippet(HEADER, completion))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "    return 3 * * radius\n    pi = 3\n",
+        "  x = 1\n      y = 2\n",
+        "    x = (1 2)\n    y = 3\n",
+        "    x = 'open\n    y = 3\n",
+        "return radius\n",
+        "    x = 1)\n",
+        "    x = '\x00'\n",
+        "    x = " + "(" * 5000 + "\n    y = 1\n" + ")" * 5000 + "\n",
+    ],
+)
+def test_an_error_before_the_end_stays_one(completion):
+    assert not parses(Snippet(HEADER, completion))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "\n\n",
+        "    pass\n",
+        "    ...\n",
+        '    """Only words."""\n',
+        "    # a remark\n    pass\n",
+        "    return",
+    ],
+)
+def test_a_snippet_without_a_statement_of_its_own_does_not_count(completion):
+    assert not parses(Snippet(HEADER, completion))
+
+
+def test_the_prompts_own_statements_do_not_count():
+    prompt = "import math\n\ndef area(radius):\n"
+    assert not parses(Snippet(prompt, "    pass\n"))
+    assert parses(Snippet(prompt, "    return math.pi\n"))
+
+
+def test_a_finished_completion_is_taken_as_it_is():
+    assert parses(Snippet(HEADER, "    return radius", finished=True))
+    assert not parses(Snippet(HEADER, "    x = 1\n    if radius:\n", finished=True))
+
+
+def test_an_indented_snippet_is_dedented():
+    assert parses(Snippet("    def f(self):\n", "        return self\n"))
+
+
+def test_an_open_end_is_told_from_an_error():
+    assert lacks_only_its_end("def f():\n")
+    assert not lacks_only_its_end("def f(:\n")
+    assert not lacks_only_its_end("x = 1\n")
+
+
+def test_the_rate_is_a_proportion_with_its_standard_error():
+    good, bad = Snippet(HEADER, "    return 1\n"), Snippet(HEADER, "    return )\n")
+    rate = parse_rate([good, good, good, bad])
+    assert (rate.rate, rate.parsed, rate.snippets) == (0.75, 3, 4)
+    assert rate.stderr == pytest.approx((0.75 * 0.25 / 3) ** 0.5)
+    assert parse_rate([good]).stderr is None
+    with pytest.raises(ValueError, match="give at least one"):
+        parse_rate([])
+
+
+TEXT = '''
+import os
+
+def first(a,
+          b=(1, 2)):
+    """One line."""
+    return a
+
+class Thing:
+    @property
+    def second(self) -> int:
+        text = """
+left of everything
+"""
+        return text
+
+    def third(self): return 3
+
+    def fourth(self):
+        """Several
+        lines."""
+        return 4
+
+    def fifth(self):
+        pass
+
+def sixth():
+    @cache
+    def inner():
+        return 6
+    return inner
+'''
+
+
+def test_a_prompt_is_a_header_with_its_one_line_docstring_dedented():
+    prompts = {p.prompt: p.continuation for p in function_prompts([("doc", TEXT)], 10, seed=0)}
+    assert prompts == {
+        'def first(a,\n          b=(1, 2)):\n    """One line."""\n': "    return a\n",
+        "def second(self) -> int:\n": '    text = """\nleft of everything\n"""\n    return text\n',
+        "def sixth():\n": "    @cache\n    def inner():\n        return 6\n    return inner\n",
+        "def inner():\n": "    return 6\n",
+    }
+
+
+def test_windows_line_ends_make_no_difference():
+    assert function_prompts([("d", TEXT.replace("\n", "\r\n"))], 9, 0) == function_prompts(
+        [("d", TEXT)], 9, 0
+    )
+
+
+def test_prompts_depend_on_the_seed_and_not_on_the_order_of_the_documents():
+    documents = [
+        (f"doc{i}", f"def f{i}(x):\n    return x\n\ndef g{i}(x):\n    return x\n") for i in range(12)
+    ]
+    once = function_prompts(documents, 5, seed=1)
+    assert once == function_prompts(documents[::-1], 5, seed=1)
+    assert once != function_prompts(documents, 5, seed=2)
+
+
+def test_documents_take_turns():
+    documents = [(f"doc{i}", f"def f{i}(x):\n    return x\n\ndef g{i}(x):\n    return x\n") for i in range(4)]
+    assert len({p.document for p in function_prompts(documents, 4, seed=0)}) == 4
+    assert len(function_prompts(documents, 6, seed=0)) == 6
+    assert len(function_prompts(documents, 100, seed=0)) == 8
+
+
+def test_text_that_is_not_python_and_prompts_that_do_not_fit_are_passed_over():
+    documents = [("prose", "Once upon a time, def f(x): was a line."), ("code", TEXT), ("null", "x = '\x00'")]
+    prompts = function_prompts(documents, 10, seed=0, fits=lambda prompt: len(prompt) < 20)
+    assert {p.prompt for p in prompts} == {"def sixth():\n", "def inner():\n"}
