@@ -68,7 +68,7 @@ class CleanConfig(Config):
     """Which documents are dropped, and what is mended in the rest; `null` switches a rule off.
 
     Prose is judged by the rules of Gopher (Rae et al. 2021, appendix A.1.1) and C4 (Raffel et al. 2020,
-    section 2.2), programs by those of The Stack and StarCoder (Kocetkov et al. 2022; Li et al. 2023, section 3).
+    section 2.2), programs by those of The Stack (Kocetkov et al. 2022) and StarCoder (Li et al. 2023).
     Thresholds that presume long English web pages begin at null or mild; the paper's value is noted.
     """
 
@@ -122,10 +122,18 @@ class SplitConfig(Config):
     test: float = Field(0.05, ge=0, le=0.5)
     by: Literal["auto", "document", "position"] = Field(
         "auto",
-        description="document: by a hash of its name; position: the end of each document; auto goes by number",
+        description="document: by a hash of its name; position: each one's end; auto goes by their number",
     )
     validation_sources: tuple[SourceConfig, ...] = ()
     test_sources: tuple[SourceConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def check_rest(self) -> "SplitConfig":
+        if self.share("validation") + self.share("test") >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; write less"
+            )
+        return self
 
     def share(self, split: Literal["validation", "test"]) -> float:
         """What is taken of the training sources: nothing where the split has sources of its own."""

@@ -90,16 +90,16 @@ def near_duplicates(
     parents = np.arange(len(alive), dtype=np.int64)
     for key in keys:
         for first, second in pairs(key, alive):
-            open_ = parents[first] != parents[second]
-            first, second = first[open_], second[open_]
-            same = (signed[first] == signed[second]).mean(axis=1) >= threshold
-            for one, other in zip(first[same].tolist(), second[same].tolist(), strict=True):
-                join(parents, one, other)
+            apart = parents[first] != parents[second]
+            one, other = first[apart], second[apart]
+            same = (signed[one] == signed[other]).mean(axis=1) >= threshold
+            for pair in zip(one[same].tolist(), other[same].tolist(), strict=True):
+                join(parents, *pair)
     return np.array([root(parents, document) for document in range(len(parents))], np.int64)
 
 
 def pairs(key: Hashes, alive: NDArray[np.bool_]) -> Iterator[tuple[Numbers, Numbers]]:
-    """Documents with equal keys, as (earlier, later): each with the first of its group and with the one before.
+    """Documents with equal keys, (earlier, later): each with the first of its group and the one before.
 
     All pairs of a group would be too many where thousands share a boilerplate.
     """

@@ -86,7 +86,7 @@ class Encoder:
     done: Path
     advance: Advance
 
-    def encode(self, cut: Cut) -> dict[str, Counts]:
+    def encode(self, cut: Cut) -> dict[Split, Counts]:
         """What came of a part, split by split; a part that was written before is not written again."""
         record = self.done / f"{cut.part.folder.name}.json"
         if record.exists():
@@ -98,9 +98,9 @@ class Encoder:
         write_json(record, {split: asdict(counts) for split, counts in written.items()})
         return written
 
-    def write(self, cut: Cut) -> dict[str, Counts]:
+    def write(self, cut: Cut) -> dict[Split, Counts]:
         """Write a part's shards, one for each split that it has documents of."""
-        outputs: dict[str, Output] = {}
+        outputs: dict[Split, Output] = {}
         for batch in batches(cut.texts()):
             encoded = encode_batch(self.tokenizer, [text for _, _, text in batch])
             for (split, name, text), ids in zip(batch, encoded, strict=True):

@@ -1,4 +1,4 @@
-"""Reading one file, of any size, in little memory: plain text, JSON lines, tables, Parquet, compressed or not.
+"""Reading one file of any size in little memory: plain text, JSON lines, tables, Parquet, compressed or not.
 
 Files come from outside, so nothing is unpacked whole: a small archive that grows without end is read
 as a stream, and a row longer than `MAX_ROW_BYTES` is refused instead of held.
@@ -185,7 +185,7 @@ def jsonl_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
 
 
 def text_of(row: dict[str, Any], where: str, field: str, bad: BadLines, required: bool) -> str | None:
-    """The text in a row, or None where it is bad; a first row without the field is a mistake of the recipe."""
+    """The text in a row, or None where it is bad; if `required`, a missing field is the recipe's mistake."""
     if field not in row:
         known = [str(name) for name in row]
         what = f"has no field '{field}'.{did_you_mean(field, known)} It has {', '.join(known) or 'none'}"
@@ -254,7 +254,7 @@ def header_with(cells: list[str], field: str, path: Path) -> list[str]:
     """The header line, which must name the column."""
     if field not in cells:
         raise DataError(
-            f"{path}: has no column '{field}'.{did_you_mean(field, cells)} Its header line has {', '.join(cells)};"
+            f"{path}: has no column '{field}'.{did_you_mean(field, cells)} It has {', '.join(cells)};"
             " write text_field: ..."
         )
     return cells

@@ -26,6 +26,7 @@ CODE = (
     "dedup",
     "encode",
     "formats",
+    "judge",
     "ngrams",
     "prepare",
     "shards",

@@ -61,7 +61,8 @@ class Judgement:
 
     def look_up(self, numbers: set[int]) -> dict[int, tuple[str, str]]:
         """{number: (name, text)} of a few documents."""
-        found, first = {}, 0
+        found: dict[int, tuple[str, str]] = {}
+        first = 0
         for part in self.parts:
             if numbers & set(range(first, first + part.documents)):
                 texts = enumerate(part.texts(), first)

@@ -48,13 +48,18 @@ class Prepared:
 
     folder: Path
     splits: dict[Split, dict[str, Counts]]  # split, source: how much there is
-    tally: Tally
+    report: Tally  # what cleaning dropped
 
     @classmethod
     def load(cls, folder: Path) -> "Prepared":
         """What `prepare` left in `folder`; DataError where anything in it is not as it was written."""
         if trouble := damage(folder):
             raise DataError(f"{folder}: {trouble}; delete the folder and run `hasten prepare` again")
+        return cls.read(folder)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Prepared":
+        """`load` of a folder that is known to be whole."""
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         splits = {
             split: {source: Counts(**counts) for source, counts in sources.items()}
@@ -92,23 +97,32 @@ class Prepared:
         """Print what there is."""
         for split in self.splits:
             total = self.total(split)
-            say(
-                f"{split:<10} {total.documents:,} documents, {total.tokens:,} tokens, {total.bytes / 1e6:,.2f} MB"
-            )
+            megabytes = f"{total.bytes / 1e6:,.2f} MB"
+            say(f"{split:<10} {total.documents:,} documents, {total.tokens:,} tokens, {megabytes}")
         say(f"prepared   {self.folder}")
 
 
 def prepare(config: DataConfig, progress: bool = True) -> Prepared:
     """Make token shards of `config`'s text, or find those that were made before.
 
-    Raises DataError, in one sentence, for sources that cannot be read, and leaves nothing half-written.
+    Raises DataError for sources that cannot be read, and then leaves nothing behind.  What an interrupted
+    run or a full disk leaves in `<fingerprint>.work` is where the next run goes on.
     """
     folder = config.cache / input_fingerprint(config)
-    with only_one(folder):
-        made = bool(damage(folder))
-        if made:
-            Preparation(config, folder, progress).run()
-    prepared = Prepared.load(folder)
+    try:
+        with only_one(folder):
+            trouble = damage(folder)
+            if trouble and folder.exists():
+                say(f"prepare    {folder}: {trouble}; it is made again")
+            if trouble:
+                Preparation(config, folder, progress).run()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"data.cache: {error.filename or folder} cannot be written ({reason}); make room or choose"
+            " another place, and run again: it goes on from here"
+        ) from error
+    prepared = Prepared.read(folder)
     check_row(prepared.total("train").tokens, config)
     if progress:
         prepared.show()
@@ -119,9 +133,14 @@ def check_row(tokens: int, config: DataConfig) -> None:
     """Refuse text that does not fill one row."""
     if tokens < config.row_tokens:
         raise DataError(
-            f"data: the training text has at most {tokens:,} tokens, fewer than one row of {config.row_tokens:,}; write"
-            f" row_tokens: {max(1 << max(tokens.bit_length() - 1, 1), 2)} or give more text"
+            f"data: the training text has at most {tokens:,} tokens, less than one row of"
+            f" {config.row_tokens:,}; give more text, or write data.row_tokens={largest_row(tokens)}"
         )
+
+
+def largest_row(tokens: int) -> int:
+    """The largest power of two, from 2 on, that is at most `tokens`."""
+    return max(1 << tokens.bit_length() >> 1, 2)
 
 
 @dataclass(frozen=True)
@@ -181,24 +200,22 @@ class Preparation:
             document for source in self.config.decontaminate_against for document in documents(source)
         )
         if protected.too_short and self.progress:
-            say(
-                f"clean      {protected.too_short:,} protected texts have under {RUN_WORDS} words: not looked for"
-            )
+            short = f"{protected.too_short:,} protected texts of fewer than {RUN_WORDS} words"
+            say(f"clean      {short} are too short to be looked for")
         with self.line("clean") as line:
             stage = Stage(self.work / STAGE / "parts", self.config, protected, line.advance)
-            parts = [part for split, source in self.sources() for part in stage.parts(split, source)]
-        return parts
+            return [part for split, source in self.sources() for part in stage.parts(split, source)]
 
     def cut(self, parts: list[Part], keep: list[NDArray[np.bool_]]) -> list[Cut]:
         """How each part is divided into splits."""
         kept: dict[tuple[Split, str], int] = defaultdict(int)
         for part, stays in zip(parts, keep, strict=True):
             kept[part.split, part.source] += int(stays.sum())
-        for (split, source), documents in kept.items():
-            if not documents:
+        for (split, source), count in kept.items():
+            if not count:
                 raise DataError(
-                    f"data: no document of {source} ({split}) is left after cleaning; look at the rules that"
-                    " dropped them above, and switch them off with data.clean.RULE=null or data.clean.profile=off"
+                    f"data: cleaning left no document of {source} ({split}); see above which rule did it and"
+                    " write null for its threshold, or data.clean.profile=off"
                 )
         config = self.config.split
         return [
@@ -234,8 +251,8 @@ class Preparation:
         if wanted and not splits[split]:
             total = sum(counts.documents for by_source in splits.values() for counts in by_source.values())
             raise DataError(
-                f"data.split: of {total:,} documents none fell to {split}; write data.split.by=position, a larger"
-                f" data.split.{split}, or data.split.{split}_sources"
+                f"data.split: of {total:,} documents none fell to {split}; write data.split.by=position,"
+                f" a larger data.split.{split}, or data.split.{split}_sources"
             )
 
     @contextmanager

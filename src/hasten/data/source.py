@@ -15,9 +15,14 @@ from hasten.data.config import GLOB, STDLIB, SourceConfig
 from hasten.data.formats import BadLines
 
 PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".xml"}
-CODE = set(
-    [".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".swift", ".m", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".css", ".php", ".rb", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".ex", ".erl", ".clj", ".lisp", ".el", ".sh", ".bash", ".sql", ".yaml", ".yml", ".toml", ".cmake", ".f90", ".asm", ".s", ".v", ".vhd"]
-)
+# fmt: off
+CODE = {
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala",
+    ".swift", ".m", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".css", ".php", ".rb", ".pl", ".lua", ".r",
+    ".jl", ".hs", ".ml", ".ex", ".erl", ".clj", ".lisp", ".el", ".sh", ".bash", ".sql", ".yaml", ".yml",
+    ".toml", ".cmake", ".f90", ".asm", ".s", ".v", ".vhd",
+}
+# fmt: on
 ROWS = {
     ".jsonl": formats.jsonl_rows,
     ".ndjson": formats.jsonl_rows,
@@ -63,7 +68,7 @@ def extension(path: Path) -> str:
 
 
 def documents(source: SourceConfig, bad: BadLines | None = None) -> Iterator[Document]:
-    """Every document of `source`, in the order of the sorted file names; nothing is held but the current one."""
+    """Every document of `source`, by sorted file names; only the current one is held."""
     bad = bad or BadLines("error")
     if source.hub is not None:
         rows = formats.text_of_rows(hub_rows(source), source.hub, source.text_field, bad)
@@ -128,7 +133,8 @@ def checked(path: Path, text: str) -> Path:
 
 def kinds() -> str:
     """The extensions that are read, as the end of a message."""
-    return f"Read are {' '.join(sorted(PROSE))}, program files, {' '.join(sorted(ROWS))}, each also as .gz or .zst"
+    rows, prose = " ".join(sorted(ROWS)), " ".join(sorted(PROSE))
+    return f"Read are {prose}, program files, {rows}, each also as .gz or .zst"
 
 
 def readable_below(folder: Path, text: str) -> list[Path]:
@@ -197,6 +203,6 @@ def hub_rows(source: SourceConfig) -> Iterator[dict[str, Any]]:
     ) as error:  # what `datasets` raises when offline, unknown or gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"hub data set {source.hub}, split {source.hub_split}, cannot be read ({reason}); check its name and the"
-            " network, or give files with `paths:`"
+            f"hub data set {source.hub}, split {source.hub_split}, cannot be read ({reason}); check its name"
+            " and the network, or give files with `paths:`"
         ) from None

@@ -21,7 +21,7 @@ def by_document(config: SplitConfig, documents: int) -> bool:
 
 
 def split_of(name: str, config: SplitConfig) -> Split:
-    """Where the document `name` belongs: its hash is a number in [0, 1), and the held-out shares come first."""
+    """Where the document `name` belongs: its hash, from 0 to 1, is the test's where it is smallest."""
     place = xxhash.xxh3_64_intdigest(name.encode()) / 2**64
     if place < config.share("test"):
         return "test"
