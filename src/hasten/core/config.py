@@ -199,8 +199,10 @@ def models_along(kind: type[Config], keys: Sequence[str]) -> Iterator[tuple[type
     holder: type[Config] = kind
     choices: list[type[Config]] = [kind]
     for key in keys:
-        tagged = [m for m in choices if "kind" in m.model_fields and key in tags(m)]
-        if len(choices) > 1 and tagged:
+        # A union without kinds, such as `TokenizerConfig | Path`, has its members' class names as tags.
+        named = [m for m in choices if key == m.__name__ or key.endswith(f"{m.__name__}]")]
+        tagged = named or [m for m in choices if "kind" in m.model_fields and key in tags(m)]
+        if named or (len(choices) > 1 and tagged):
             choices = tagged
             yield tagged[0], True
             continue
