@@ -101,7 +101,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path, name, content, complaint):
 
 def test_the_line_of_broken_utf8_is_counted_over_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "CHUNK_BYTES", 4)
-    with pytest.raises(DataError, match="a.txt:4: is not UTF-8"):
+    with pytest.raises(DataError, match=r"a\.txt:4: is not UTF-8"):
         list(text_chunks(write(tmp_path / "a.txt", b"one\ntwo\nthree\nfo\xffur\n")))
 
 
@@ -217,7 +217,7 @@ def test_a_missing_column_has_its_near_match(tmp_path):
 
 
 def test_broken_utf8_in_a_table_is_named(tmp_path):
-    with pytest.raises(DataError, match="a.csv:2: is not UTF-8"):
+    with pytest.raises(DataError, match=r"a\.csv:2: is not UTF-8"):
         list(csv_rows(write(tmp_path / "a.csv", b"text\n\xff\n"), "text", strict()))
 
 
@@ -231,7 +231,7 @@ def test_parquet_gives_a_column_over_row_groups(tmp_path):
 
 def test_an_empty_cell_of_parquet_is_a_bad_row(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="a.parquet:2: field 'text' holds NoneType instead of text"):
+    with pytest.raises(DataError, match=r"a\.parquet:2: field 'text' holds NoneType instead of text"):
         list(parquet_rows(tmp_path / "a.parquet", "text", strict()))
     assert list(parquet_rows(tmp_path / "a.parquet", "text", BadLines("skip"))) == [(1, "a"), (3, "b")]
 
@@ -240,7 +240,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     stream = io.BytesIO()
     parquet.write_table(pyarrow.table({"text": ["a"]}), stream)
     for broken in (b"", b"PAR1", stream.getvalue()[:-20]):
-        with pytest.raises(DataError, match="a.parquet: is damaged or not Parquet"):
+        with pytest.raises(DataError, match=r"a\.parquet: is damaged or not Parquet"):
             list(parquet_rows(write(tmp_path / "a.parquet", broken), "text", strict()))
 
 

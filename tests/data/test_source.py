@@ -198,7 +198,7 @@ def test_a_source_without_a_name_is_called_after_its_first_path(paths, title):
         ({"sources": [{"path": "a"}]}, r"has no field 'path'. Did you mean 'paths'\?"),
         ({"sources": ["a"], "split": {"by": "hash"}}, "split.by cannot be 'hash'"),
         ({"sources": ["a"], "split": {"validation": 0.5, "test": 0.5}}, "leave nothing to train on"),
-        ({"sources": ["a"], "tokenizer": {"vocab_siz": 300}}, "vocab_siz"),
+        ({"sources": ["a"], "tokenizer": {"vocab_siz": 300}}, "recipe: tokenizer has no field 'vocab_siz'"),
         (
             {"sources": ["a"], "clean": {"near_duplicates": 0.2}},
             "clean.near_duplicates should be greater than or equal to 0.5",
