@@ -9,7 +9,7 @@ from hasten.generate.config import GenerateConfig
 from hasten.generate.text import GrowingText
 from hasten.tokenizer.tokenizer import Tokenizer
 
-StoppedBy = Literal["end_of_text", "stop", "length", "context"]
+StoppedBy = Literal["end_of_text", "stop", "length", "context", "interrupted"]
 PRIMING_TOKENS = 16
 """How much of the prompt's end the decoder of a completion is shown: enough for a character and a space."""
 

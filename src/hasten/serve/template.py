@@ -4,14 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hasten.core.errors import DataError
+from hasten.tokenizer.tokenizer import Tokenizer
 
 SECONDS, STARTUP_SECONDS = 0.5, 10.0
 MEMORY_BYTES = 512 << 20
 LONGEST_TEMPLATE, LONGEST_TEXT = 100_000, 4_000_000
+PRIVATE = 0xF0000
+"""The first of the 65,534 characters of Supplementary Private Use Area A, which Unicode gives no meaning."""
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
 
@@ -38,9 +42,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{path}: is not JSON ({error}); take the file from the model's source again"
-        ) from None
+        raise DataError(f"{path}: is not JSON ({error}); fetch it again from the model's source") from None
     if not isinstance(settings, dict):
         raise DataError(f"{path}: should hold a JSON object, got {type(settings).__name__}")
     return settings
@@ -60,9 +62,7 @@ def render(template: str, messages: list[Message], **variables: Any) -> str:
     more than half a second, 512 MiB, or four million characters.
     """
     if len(template) > LONGEST_TEMPLATE:
-        raise DataError(
-            f"chat template: has {len(template):,} characters; {LONGEST_TEMPLATE:,} are read at most"
-        )
+        raise DataError(f"chat template: is longer than {LONGEST_TEMPLATE:,} characters; use a shorter one")
     request = {
         "template": template,
         "variables": {"messages": messages, "add_generation_prompt": True, **variables},
@@ -72,9 +72,7 @@ def render(template: str, messages: list[Message], **variables: Any) -> str:
     }
     answer = ask(json.dumps(request))
     if "error" in answer:
-        raise DataError(
-            f"chat template: {answer['error']}; use another template or the plain continuation mode"
-        )
+        raise DataError(f"chat template: {answer['error']}; use another, or chat without a template")
     return answer["text"]
 
 
@@ -97,3 +95,31 @@ def ask(request: str) -> dict[str, str]:
         return json.loads(done.stdout)
     # Killed by the alarm, or out of memory where the interpreter could not even say so.
     return {"error": f"took longer than {SECONDS} s or more than {MEMORY_BYTES >> 20} MiB to render"}
+
+
+def conversation_ids(tokenizer: Tokenizer, template: str, messages: list[Message]) -> list[int]:
+    """The rendered conversation as ids, in which only the template can write special tokens.
+
+    A user who types `<|im_end|>` has typed ten characters: in the messages every special token's spelling is
+    replaced by a private character before rendering, and put back, as plain text, after the cut.
+    """
+    added = tokenizer.inner.get_added_tokens_decoder()
+    special = {token.content: id for id, token in added.items() if token.special}
+    disguise = {word: chr(PRIVATE + n) for n, word in enumerate(special)}
+    hidden = [{**message, "content": swap(message["content"], disguise)} for message in messages]
+    text = render(template, hidden)
+    restore = {private: word for word, private in disguise.items()}
+    ids: list[int] = []
+    for piece in re.split(f"({any_of(special)})", text):
+        ids += [special[piece]] if piece in special else tokenizer.encode(swap(piece, restore))
+    return ids
+
+
+def swap(text: str, replacement: dict[str, str]) -> str:
+    """`text` with each key of `replacement`, the longest first, replaced by its value."""
+    return re.sub(any_of(replacement), lambda found: replacement[found[0]], text)
+
+
+def any_of(words: Iterable[str]) -> str:
+    """A pattern for any of the words, the longest first; for none it never matches."""
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or r"(?!)"
