@@ -112,9 +112,9 @@ class Corpus:
             )
         if self.num_rows < rows:
             raise DataError(
-                f"{self.name}: the text makes {self.num_rows:,} rows of {self.row_tokens:,} tokens, fewer than"
-                f" one step's {rows:,}; write train.batch_tokens={self.num_rows * self.row_tokens} or less,"
-                " or give more text"
+                f"{self.name}: the text makes {self.num_rows:,} rows of {self.row_tokens:,} tokens, fewer"
+                f" than the {rows:,} of one step; write train.batch_tokens={self.num_rows * self.row_tokens}"
+                " or less, or give more text"
             )
 
     def sweep(

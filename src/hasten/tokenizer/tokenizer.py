@@ -8,7 +8,8 @@ import codecs
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]
 BEGIN = ("<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
 PADDING = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
+PART_CHARS, GROUP_CHARS = 1 << 16, 1 << 22
+WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -117,14 +120,44 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of several texts, on all cores."""
-        try:
-            encodings = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError):
-            raise DataError(
-                "a text holds half a surrogate pair and is no Unicode; decode its file with errors='replace'"
-            ) from None
-        return [encoding.ids for encoding in encodings]
+        """`encode` of several texts, on all cores; beside the result, memory holds about 1 GB at most.
+
+        Raises DataError for a string that is no Unicode.
+        """
+        result: list[list[int]] = [[] for _ in texts]
+        for group in self.groups(texts):
+            try:
+                encodings = self.inner.encode_batch_fast([p for _, p in group], add_special_tokens=False)
+            except (UnicodeEncodeError, TypeError):
+                raise no_unicode() from None
+            for (index, _), encoding in zip(group, encodings, strict=True):
+                result[index] += encoding.ids
+        return result
+
+    def groups(self, texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+        """`texts` in parts, each with its text's number, in groups of a bounded number of characters.
+
+        The library takes some 200 bytes for each character it is at.
+        """
+        group, chars = list[tuple[int, str]](), 0
+        for index, text in enumerate(texts):
+            for part in parts(text) if self.can_cut else [text]:
+                group.append((index, part))
+                chars += len(part)
+                if chars >= GROUP_CHARS:
+                    yield group
+                    group, chars = [], 0
+        if group:
+            yield group
+
+    @cached_property
+    def can_cut(self) -> bool:
+        """Whether a text may be cut between a word and the white space after it without changing its ids."""
+        cutter, added = self.inner.pre_tokenizer, self.inner.get_added_tokens_decoder().values()
+        if cutter is None or self.inner.normalizer is not None or not all(token.special for token in added):
+            return False
+        starts = {start for _, (start, _) in cutter.pre_tokenize_str("ab 12\nab")}
+        return self.is_byte_level and {2, 5} <= starts
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of `ids`; special tokens show up only if `special`."""
@@ -211,6 +244,21 @@ class PieceStream:
         """Text of the ids that have not been given out, in the context of those before them."""
         before = self.tokenizer.inner.decode(self.tail[: self.read])
         return self.tokenizer.inner.decode(self.tail)[len(before) :]
+
+
+def no_unicode() -> DataError:
+    """The error for a string that UTF-8 cannot spell."""
+    return DataError("a text holds half a surrogate pair and is no Unicode; decode it with errors='replace'")
+
+
+def parts(text: str) -> Iterator[str]:
+    """`text` in parts of about PART_CHARS characters that begin with the white space after a word."""
+    start = 0
+    while start < len(text):
+        found = WORD_END.search(text, start + PART_CHARS)
+        end = found.start() if found else len(text)
+        yield text[start:end]
+        start = end
 
 
 def count_ids(inner: tokenizers.Tokenizer) -> int:

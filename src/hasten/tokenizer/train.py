@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from hasten.core.config import Config
 from hasten.core.console import Progress, say
 from hasten.core.errors import DataError
-from hasten.tokenizer.tokenizer import Tokenizer, byte_level
+from hasten.tokenizer.tokenizer import Tokenizer, byte_level, no_unicode
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # Devlin et al. 2019
@@ -24,15 +24,16 @@ MAX_TOKEN_CHARS = 64
 # a line break takes the next line's indentation along, and so does punctuation that ends a line, so
 # that the "):" of a def and the four spaces below it can be one token (Python: 7% fewer tokens); Han
 # script is kept apart from letters with spaces between words; digits go by twos, as three are too
-# many for a small vocabulary; marks stay with their letters.
+# many for a small vocabulary; marks stay with their letters.  Runs end at 64 characters, since no token
+# is longer: learning merges takes the square of a run's length, which base64 makes as long as a file.
 PATTERN = "|".join(
     [
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
         r"\s*[\r\n]+[ \t]*",
-        r"\p{Han}+",
-        r"[^\r\n\p{L}\p{N}]?[[\p{L}\p{M}]&&[^\p{Han}]]+",
+        r"\p{Han}{1,64}",
+        r"[^\r\n\p{L}\p{N}]?[[\p{L}\p{M}]&&[^\p{Han}]]{1,64}",
         r"\p{N}{1,2}",
-        r" ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?",
+        r" ?[^\s\p{L}\p{N}]{1,64}(?:[\r\n]+[ \t]*)?",
         r"\s+(?!\S)",
         r"\s+",
     ]
@@ -50,7 +51,10 @@ class TokenizerConfig(Config):
     vocab_size: int = Field(8_192, description="how many tokens in all, special ones and 256 bytes included")
     min_frequency: int = Field(2, ge=1, description="a pair seen less often is not made into a token")
     sample_bytes: int = Field(
-        100_000_000, ge=1, description="learn from an even sample of at most this many bytes of text"
+        32_000_000,
+        ge=1,
+        description="learn from an even sample of at most this many bytes of text; each takes up to 75 bytes"
+        " of memory in scripts without spaces, a tenth of that in others",
     )
     special_tokens: tuple[str, ...] = Field((), description="further tokens that text itself never gives")
 
@@ -120,7 +124,7 @@ def sample(texts: Iterable[str], budget: int, progress: bool) -> tuple[list[str]
     seen = used = 0
     line = Progress("tokenizer", unit="bytes read")
     for place, piece in enumerate(cut(texts)):
-        size = len(piece.encode("utf-8", "surrogatepass"))
+        size = utf8_bytes(piece)
         seen, used = seen + size, used + size
         heappush(kept, (-xxhash.xxh64_intdigest(place.to_bytes(8, "little")), place, piece, size))
         while used > budget and len(kept) > 1:
@@ -128,6 +132,14 @@ def sample(texts: Iterable[str], budget: int, progress: bool) -> tuple[list[str]
         if progress:
             line.update(seen)
     return [piece for _, _, piece, _ in sorted(kept, key=lambda entry: entry[1])], seen, used
+
+
+def utf8_bytes(text: str) -> int:
+    """How long a text is in UTF-8; raises DataError where it is no Unicode."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise no_unicode() from None
 
 
 def cut(texts: Iterable[str]) -> Iterator[str]:
