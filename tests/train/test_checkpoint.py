@@ -250,6 +250,26 @@ def test_a_file_that_the_kernel_cuts_short_costs_one_save_and_no_checkpoint(tmp_
     assert steps_in(tmp_path) == [1]
 
 
+def test_no_old_checkpoint_goes_before_the_new_one_reads_back(tmp_path, monkeypatch):
+    training, checkpoints = Training(), Checkpoints(tmp_path, keep_last=1)
+    training.save(checkpoints, 1)
+    write = Snapshot.write
+
+    def vanishing(snapshot, folder):
+        write(snapshot, folder)
+        monkeypatch.setattr(
+            checkpoint, "damage", lambda final: (final / "model.yaml").unlink() or damage(final)
+        )
+
+    monkeypatch.setattr(Snapshot, "write", vanishing)
+    with pytest.raises(
+        CheckpointError, match=r"step-000002: was written and does not read back \(model\.yaml is miss"
+    ):
+        training.save(checkpoints, 2)
+    assert steps_in(tmp_path) == [1, 2]
+    assert checkpoints.latest() == tmp_path / "step-000001"
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file where a folder should be")
     with pytest.raises(CheckpointError) as caught:

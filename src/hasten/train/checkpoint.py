@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hasten.core.errors import CheckpointError
-from hasten.core.files import publish, read_manifest, remove_folder, sweep
+from hasten.core.files import damage, publish, read_manifest, remove_folder, sweep
 from hasten.model.transformer import Decoder
 from hasten.train.optim import Optimizer
 from hasten.train.restore import best, by_metric, checkpoints_in, latest, load_model, restore
@@ -92,9 +92,11 @@ class Checkpoints:
             )
 
     def write(self, final: Path, snapshot: Snapshot, note: dict[str, Any]) -> None:
-        """Publish a snapshot, then let go of the checkpoints that need not stay."""
+        """Publish a snapshot, read it back, then let go of the checkpoints that need not stay."""
         with self.explained(f"{final}: could not be written"), publish(final, note) as temporary:
             snapshot.write(temporary)
+        if problem := damage(final):
+            raise CheckpointError(f"{final}: was written and does not read back ({problem}); check the disk")
         with self.explained(f"{self.folder}: an old checkpoint could not be removed"):
             self.prune()
 
@@ -104,7 +106,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2]
             raise CheckpointError(
                 f"{what} ({reason}); {self.survivor()}; make room or allow writing there, then start the run"
                 " again to resume"
