@@ -1,1 +1,1 @@
-"""Floor 5: a run's files as a page."""
+"""Floor 5: what a run's files tell, as one page and as a table."""

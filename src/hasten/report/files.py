@@ -1,0 +1,224 @@
+"""The files of a run's folder, read and checked.  Only `metrics.jsonl` has to be there.
+
+metrics.jsonl     what training measured, a line at a time
+recipe.yaml       the resolved recipe
+environment.json  versions and machine
+training.json     what training came to
+data.json         how much data there was, and what cleaning dropped
+evaluation.json   scores on documents that were not trained on
+samples.json      what the model wrote
+quarantine.jsonl  batches whose step was not finite
+checkpoints/      the newest one's model.yaml tells the number of parameters
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from hasten.core import config
+from hasten.core.errors import ConfigError, DataError
+from hasten.model.config import ModelConfig
+from hasten.train.metrics import read_lines
+
+T = TypeVar("T")
+Line = dict[str, Any]
+
+
+class Record(BaseModel):
+    """Base of what is read: extra keys are left alone, so that newer files open in older reports."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Score(Record):
+    """How well text was predicted (`evaluate/language.py`)."""
+
+    bits_per_byte: float
+    stderr: float | None = None
+    loss: float
+    perplexity: float
+    accuracy: float
+    tokens: int
+    bytes: int
+    documents: int | None = None
+
+
+class Baseline(Record):
+    """What a compressor made of the same text."""
+
+    bits_per_byte: float
+    bytes: int
+
+
+class ParseRate(Record):
+    """Share of snippets that parse."""
+
+    rate: float
+    stderr: float | None = None
+    parsed: int
+    snippets: int
+
+
+class CodeScore(ParseRate):
+    """The model's parse rate beside that of the documents' authors."""
+
+    authors: ParseRate | None = None
+
+
+class Evaluation(Record):
+    """evaluation.json."""
+
+    test: Score | None = None
+    validation: Score | None = None
+    sources: dict[str, Score] = {}
+    baselines: dict[str, Baseline] = {}
+    code: CodeScore | None = None
+    checkpoint: str | None = None
+    documents_available: int | None = None
+
+    @property
+    def score(self) -> Score | None:
+        """The score on the split that was evaluated."""
+        return self.test or self.validation
+
+
+class Sample(Record):
+    """One text that the model wrote."""
+
+    prompt: str
+    text: str
+    stopped_by: str | None = None
+    seed: int | None = None
+
+
+class Training(Record):
+    """What training came to."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    skipped: int = 0
+    rollbacks: int = 0
+    completed: bool = True
+
+
+class Counts(Record):
+    """How much there is of something."""
+
+    documents: int
+    tokens: int
+    bytes: int
+
+
+class Example(Record):
+    """A document that a rule dropped."""
+
+    id: str
+    text: str
+    note: str = ""
+
+
+class Dropped(Record):
+    """What one cleaning rule dropped."""
+
+    documents: int
+    bytes: int
+    examples: list[Example] = []
+
+
+class Cleaning(Record):
+    """What cleaning read and dropped."""
+
+    documents: int
+    bytes: int
+    kept: int
+    dropped: dict[str, Dropped] = {}
+    bad_rows: int = 0
+
+
+class Data(Record):
+    """data.json: {split: {source: counts}} and the cleaning report."""
+
+    splits: dict[str, dict[str, Counts]] = {}
+    clean: Cleaning | None = None
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """All that a run's folder tells; what it does not hold is None or empty."""
+
+    name: str
+    folder: Path
+    metrics: list[Line]
+    recipe_text: str | None
+    recipe: dict[str, Any]
+    environment: dict[str, str | int | float | bool | None]
+    training: Training | None
+    data: Data | None
+    evaluation: Evaluation | None
+    samples: list[Sample]
+    quarantined: int
+    parameters: int | None
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+    """Read several runs; those whose folders have the same name are told apart by their paths."""
+    runs = [read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run's folder; DataError names a file that is missing or not as hasten writes it."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise DataError(f"{folder}: holds no metrics.jsonl; give the folder of a run that has begun to train")
+    recipe = folder / "recipe.yaml"
+    environment = TypeAdapter(dict[str, str | int | float | bool | None])
+    return RunFiles(
+        name=folder.resolve().name,
+        folder=folder,
+        metrics=read_lines(metrics),
+        recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        recipe=config.read(recipe) if recipe.is_file() else {},
+        environment=read_json(folder / "environment.json", environment.validate_json, {}),
+        training=read_json(folder / "training.json", Training.model_validate_json, None),
+        data=read_json(folder / "data.json", Data.model_validate_json, None),
+        evaluation=read_json(folder / "evaluation.json", Evaluation.model_validate_json, None),
+        samples=read_json(folder / "samples.json", TypeAdapter(list[Sample]).validate_json, []),
+        quarantined=count_lines(folder / "quarantine.jsonl"),
+        parameters=count_parameters(folder / "checkpoints"),
+    )
+
+
+def read_json(path: Path, parse: Callable[[bytes], T], missing: T) -> T:
+    """A JSON file through `parse`, or `missing` where there is none."""
+    if not path.is_file():
+        return missing
+    try:
+        return parse(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise DataError(
+            f"{path}: {f'{place}: ' if place else ''}{problem['msg']}; remove the file or write it anew"
+        ) from None
+
+
+def count_lines(path: Path) -> int:
+    """Whole lines of a file that may be absent."""
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def count_parameters(checkpoints: Path) -> int | None:
+    """The number of parameters by the newest checkpoint's model.yaml, None where there is no checkpoint."""
+    files = sorted(checkpoints.glob("step-*/model.yaml"))
+    if not files:
+        return None
+    try:
+        return config.load(ModelConfig, files[-1]).num_parameters
+    except ConfigError as error:
+        raise DataError(str(error)) from None

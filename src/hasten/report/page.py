@@ -1,0 +1,195 @@
+"""One HTML page about one run or several: it needs nothing but itself.
+
+Styles, pictures and the little script are inside; every text from a run's files is escaped by the template.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from pydantic import Field
+
+from hasten.core.config import Config
+from hasten.core.errors import DataError
+from hasten.core.files import write_text
+from hasten.report import figures
+from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
+from hasten.report.curves import AXES, figure_curves, loss_curves
+from hasten.report.files import RunFiles, read_runs
+from hasten.report.summary import rows, summarise
+from hasten.report.words import WORDS, Language
+
+COLOURS = 6  # series colours in style.html; a seventh run begins anew
+
+
+class ReportConfig(Config):
+    """How the page looks when it is opened."""
+
+    lang: Language = Field("en", description="en or zh; the page can be switched")
+
+
+def write_page(
+    folders: Sequence[Path], output: Path | None = None, config: ReportConfig | None = None
+) -> Path:
+    """Draw `report.html` for the runs in `folders`, by default into the first; return its path.
+
+    Raises DataError for a folder without metrics, or with files that are not as hasten writes them.
+    """
+    if not folders:
+        raise DataError("there is no run to report on; give the folder of one or several runs")
+    path = output or folders[0] / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, render(read_runs(folders), (config or ReportConfig()).lang))
+    return path
+
+
+def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
+    """The page as text."""
+    summaries = [summarise(run) for run in runs]
+    drawn = charts(runs)
+    script, style = (resources.files("hasten.report") / name for name in ("script.js", "style.css"))
+    code = script.read_text(encoding="utf-8")
+    return (
+        template_environment()
+        .get_template("page.html")
+        .render(
+            runs=runs,
+            names=[run.name for run in runs],
+            alone=len(runs) == 1,
+            summaries=summaries,
+            rows=rows(summaries),
+            charts=drawn,
+            axes=[axis for axis in AXES if all(any(p.axis == axis for p in chart.panels) for chart in drawn)],
+            bars=bars(runs),
+            against_lzma=against_lzma(summaries[0]),
+            differences=differences(runs),
+            language=language,
+            style=style.read_text(encoding="utf-8"),
+            script=code,
+            script_hash=content_hash(code),
+            width=WIDTH,
+            height=HEIGHT,
+        )
+    )
+
+
+def content_hash(script: str) -> str:
+    """The name by which the page's security policy allows this script and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def template_environment() -> Environment:
+    """Templates beside this file, every value escaped, an unknown name an error."""
+    environment = Environment(
+        loader=PackageLoader("hasten.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"t": translate, "colours": COLOURS, "troubled": troubled}
+    environment.filters |= {
+        name: getattr(figures, name) for name in ("significant", "compact", "size", "duration", "percent")
+    }
+    return environment
+
+
+def translate(key: str) -> Markup:
+    """A word in both languages; the page shows one of them."""
+    english, chinese = (escape(text) for text in WORDS[key])
+    return Markup(f'<span lang="en">{english}</span><span lang="zh">{chinese}</span>')
+
+
+def charts(runs: Sequence[RunFiles]) -> list[Chart]:
+    """Loss, learning rate, gradient norm, throughput and MFU, those there are figures for."""
+    drawn = [
+        make_chart(
+            "loss", "nats", loss_curves(runs), note="smoothed" if len(runs) == 1 else "mean_curve", log=True
+        ),
+        make_chart("learning_rate", "", figure_curves(runs, "learning_rate", smooth=False), zero=True),
+        make_chart("grad_norm", "before_clipping", figure_curves(runs, "grad_norm", smooth=True), zero=True),
+        make_chart(
+            "throughput",
+            "tokens_per_second",
+            figure_curves(runs, "tokens_per_second", smooth=True),
+            zero=True,
+            label=figures.compact,
+        ),
+        make_chart(
+            "mfu",
+            "of_peak",
+            figure_curves(runs, "mfu", smooth=True),
+            zero=True,
+            label=lambda share: f"{figures.significant(100 * share)}%",
+        ),
+    ]
+    return [chart for chart in drawn if chart is not None]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of the comparison: `share` of the widest; a series colours it, None leaves it grey."""
+
+    name: str | Markup
+    value: float
+    share: float
+    series: int | None
+
+
+def bars(runs: Sequence[RunFiles]) -> list[Bar]:
+    """Bits per byte of each run, then of the compressors on the first evaluated run's text."""
+    evaluations = [(i, run, run.evaluation) for i, run in enumerate(runs) if run.evaluation]
+    found: list[tuple[str | Markup, float, int | None]] = [
+        (run.name, evaluation.score.bits_per_byte, i)
+        for i, run, evaluation in evaluations
+        if evaluation.score
+    ]
+    if evaluations:
+        compressed = evaluations[0][2].baselines.items()
+        found += [
+            (translate(name) if name in WORDS else name, baseline.bits_per_byte, None)
+            for name, baseline in compressed
+        ]
+    widest = max((value for _, value, _ in found), default=0.0)
+    return [Bar(name, value, value / widest if widest > 0 else 0.0, series) for name, value, series in found]
+
+
+def against_lzma(summary: dict[str, Any]) -> Markup | str:
+    """How a model's bits compare with LZMA's over the whole text, as a few words."""
+    if not {"bits_per_byte", "lzma_stream"} <= set(summary) or summary["lzma_stream"] <= 0:
+        return ""
+    saved = 1 - summary["bits_per_byte"] / summary["lzma_stream"]
+    return (
+        escape(figures.percent(abs(saved)))
+        + " "
+        + translate("less_than_lzma" if saved >= 0 else "more_than_lzma")
+    )
+
+
+def troubled(run: RunFiles) -> bool:
+    """Whether there is anything to tell of steps that went wrong."""
+    return bool(run.quarantined or (run.training and (run.training.skipped or run.training.rollbacks)))
+
+
+def differences(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
+    """The settings in which the recipes of several runs differ: dotted key, and its value in each run."""
+    flat = [flatten(run.recipe) for run in runs]
+    keys = dict.fromkeys(key for recipe in flat for key in recipe)
+    values = {key: [recipe.get(key, "–") for recipe in flat] for key in keys}
+    return [(key, row) for key, row in values.items() if len(set(row)) > 1]
+
+
+def flatten(value: Any, key: str = "") -> dict[str, str]:
+    """`{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
+    if not isinstance(value, dict):
+        return {key: "null" if value is None else str(value)}
+    flat: dict[str, str] = {}
+    for name, inner in value.items():
+        flat |= flatten(inner, f"{key}.{name}" if key else str(name))
+    return flat

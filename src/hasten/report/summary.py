@@ -1,0 +1,114 @@
+"""What a run came to: as figures, and as a table for the terminal."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from hasten.report.curves import number
+from hasten.report.figures import compact, duration, percent, significant
+from hasten.report.files import RunFiles, read_run, read_runs
+from hasten.report.words import Language, word
+
+RECENT = 50  # the final training loss is the mean over the last fiftieth of the lines
+
+Formatter = Callable[[Any], str]
+ROWS: tuple[tuple[str, str, Formatter], ...] = (
+    ("parameters", "parameters", compact),
+    ("steps", "steps_title", lambda steps: f"{steps:,}"),
+    ("tokens", "tokens_title", compact),
+    ("seconds", "time", duration),
+    ("train_loss", "train_loss", lambda loss: f"{loss:.4f}"),
+    ("validation_loss", "validation_loss", lambda loss: f"{loss:.4f}"),
+    ("best_validation_loss", "best_validation_loss", lambda loss: f"{loss:.4f}"),
+    ("tokens_per_second", "throughput", lambda rate: f"{compact(rate)} tokens/s"),
+    ("mfu", "mfu", percent),
+    ("bits_per_byte", "bits_per_byte", lambda bits: f"{bits:.4f}"),
+    ("lzma_stream", "lzma_stream", lambda bits: f"{bits:.4f}"),
+    ("lzma_each", "lzma_each", lambda bits: f"{bits:.4f}"),
+    ("perplexity", "perplexity", significant),
+    ("accuracy", "accuracy", percent),
+    ("parse_rate", "parse_rate", percent),
+)
+"""A figure's name, the key of its words, and how it is written."""
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The figures of a run's folder, by the names in ROWS; those that its files don't tell are left out.
+
+    Raises DataError for a folder without metrics, or with files that are not as hasten writes them.
+    """
+    return summarise(read_run(folder))
+
+
+def summarise(run: RunFiles) -> dict[str, Any]:
+    """The figures of a run: the last ones of training, and medians of its pace."""
+    trained, validated = values(run, "train"), values(run, "validation")
+    losses, validation = trained("loss"), validated("validation_loss")
+    steps, tokens, seconds = (values(run, None)(name) for name in ("step", "tokens", "seconds"))
+    recent = losses[-max(len(losses) // RECENT, 1) :]
+    figures = {
+        "name": run.name,
+        "parameters": run.parameters,
+        "steps": int(max(steps)) if steps else None,
+        "tokens": int(max(tokens)) if tokens else None,
+        "seconds": run.training.seconds if run.training else max(seconds, default=None),
+        "train_loss": sum(recent) / len(recent) if recent else None,
+        "validation_loss": validation[-1] if validation else None,
+        "best_validation_loss": min(validation, default=None),
+        "tokens_per_second": median(rates) if (rates := trained("tokens_per_second")) else None,
+        "mfu": median(shares) if (shares := trained("mfu")) else None,
+        **evaluated(run),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def values(run: RunFiles, kind: str | None) -> Callable[[str], list[float]]:
+    """For a name, its values in all lines of a kind (None: of any), in their order."""
+    lines = [line for line in run.metrics if kind is None or line.get("kind") == kind]
+
+    def of(name: str) -> list[float]:
+        return [value for line in lines if (value := number(run, line, name)) is not None]
+
+    return of
+
+
+def evaluated(run: RunFiles) -> dict[str, Any]:
+    """The figures of evaluation.json."""
+    evaluation = run.evaluation
+    if evaluation is None:
+        return {}
+    score, code = evaluation.score, evaluation.code
+    compressed = {name: baseline.bits_per_byte for name, baseline in evaluation.baselines.items()}
+    return {
+        "bits_per_byte": score.bits_per_byte if score else None,
+        "stderr": score.stderr if score else None,
+        "perplexity": score.perplexity if score else None,
+        "accuracy": score.accuracy if score else None,
+        "parse_rate": code.rate if code else None,
+        "lzma_stream": compressed.get("lzma_stream"),
+        "lzma_each": compressed.get("lzma_each"),
+    }
+
+
+def rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """For each figure that any run has: the key of its words, and how it reads in each run."""
+    return [
+        (key, [write(s[name]) if name in s else "–" for s in summaries])
+        for name, key, write in ROWS
+        if any(name in s for s in summaries)
+    ]
+
+
+def table(folders: Sequence[Path], language: Language = "en") -> Table:
+    """The figures of runs side by side, for `rich` to print."""
+    summaries = [summarise(run) for run in read_runs(folders)]
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    result.add_column("")
+    for figures in summaries:
+        result.add_column(figures["name"], justify="right")
+    for key, cells in rows(summaries):
+        result.add_row(word(key, language), *cells)
+    return result
