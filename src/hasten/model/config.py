@@ -58,6 +58,9 @@ class ModelConfig(Config):
     """
 
     kind: Literal["decoder"] = "decoder"
+    preset: str | None = Field(
+        None, description="a published shape to start from", json_schema_extra={"enum": [*PRESETS, None]}
+    )
     vocab_size: Positive | None = Field(None, description="null: as many as the tokenizer has")
     dim: Positive = 256
     num_layers: Positive = 4
@@ -95,7 +98,7 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def from_preset(cls, given: Any) -> Any:
-        """Put the given keys on top of those of `preset`, and drop nulls."""
+        """Put the given keys on top of those of `preset`, and drop nulls: they stand for the default."""
         if not isinstance(given, dict):
             return given
         name, shape = given.get("preset"), {}
@@ -104,7 +107,7 @@ class ModelConfig(Config):
                 near = did_you_mean(str(name), PRESETS)
                 raise ValueError(f"there is no preset {name!r}.{near} Choose from {', '.join(PRESETS)}")
             shape = PRESETS[name]
-        merged = {**shape, **{key: value for key, value in given.items() if key != "preset"}}
+        merged = {**shape, **given}
         return {key: value for key, value in merged.items() if value is not None}
 
     @model_validator(mode="after")

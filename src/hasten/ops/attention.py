@@ -1,4 +1,4 @@
-"""Scaled dot-product attention behind one signature.
+"""Scaled dot-product attention (Vaswani et al. 2017) behind one signature.
 
 Letters in shapes: B rows, T query positions, S key positions (cached and new), H query heads, G key/value
 heads, R = H / G query heads that share a key, K head width.
@@ -7,6 +7,9 @@ heads, R = H / G query heads that share a key, K head width.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 128
+"""Queries scored together: few enough to skip most of the hidden half, enough for full-rate products."""
 
 
 def attend(
@@ -25,15 +28,29 @@ def attend(
     hides every position with another number.  `scale` is 1 / sqrt(K) by default; `dropout` drops
     probabilities.
     """
+    kernel = blockwise_attention if causal and blocks_win(query, key, segments) else fused_attention
+    return kernel(query, key, value, causal=causal, segments=segments, scale=scale, dropout=dropout)
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attend` by PyTorch's own kernels, which are the fastest on GPUs."""
     mask = visible(query.shape[1], key.shape[1], causal=causal, segments=segments, device=query.device)
-    square = causal and mask is None and query.shape[1] > 1
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=square,
+        is_causal=causal and mask is None and query.shape[1] > 1,
         scale=scale,
         enable_gqa=query.shape[2] != key.shape[2],
     )
@@ -54,6 +71,66 @@ def visible(
     return mask
 
 
+def blocks_win(query: Tensor, key: Tensor, segments: Tensor | None) -> bool:
+    """Whether `blockwise_attention` is faster than `fused_attention` here, by measurement (docs/DIARY.md)."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[1] == key.shape[1] > 1
+
+
+def blockwise_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    segments: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Causal `attend` as plain matrix products over blocks of queries, each with the keys up to its end.
+
+    On a CPU the products run at the full bfloat16 rate, which PyTorch's kernel does not reach, and a compiler
+    fuses all that lies between them.
+    """
+    assert causal
+    width, offset = query.shape[3], key.shape[1] - query.shape[1]
+    query = query * (width**-0.5 if scale is None else scale)
+    key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, G, S, K]
+    out = []
+    for start, block in zip(range(0, query.shape[1], BLOCK), query.split(BLOCK, dim=1), strict=True):
+        end = offset + start + block.shape[1]
+        out.append(attend_block(block, key[:, :, :end], value[:, :, :end], segments, dropout))
+    return torch.cat(out, dim=1)
+
+
+def attend_block(
+    query: Tensor, key: Tensor, value: Tensor, segments: Tensor | None, dropout: float
+) -> Tensor:
+    """The last T of S positions look back: query [B, T, H, K], key and value [B, G, S, K] -> [B, T, H, K]."""
+    (rows, num_queries, heads, width), (groups, num_keys) = query.shape, key.shape[1:3]
+    shared = (rows, groups, heads // groups, num_queries)  # [B, G, R, T]
+    # The R heads that share a key stand below each other in one product: no key is copied.
+    stacked = query.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).reshape(rows, groups, -1, width)
+    scores = (stacked @ key.transpose(-1, -2)).view(*shared, num_keys)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    hidden = hidden_positions(num_queries, num_keys, segments, query.device)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1).to(value.dtype)
+    weights = F.dropout(weights, dropout, training=dropout > 0)
+    mixed = weights.view(rows, groups, -1, num_keys) @ value
+    return mixed.view(*shared, width).permute(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+def hidden_positions(
+    num_queries: int, num_keys: int, segments: Tensor | None, device: torch.device
+) -> Tensor:
+    """Where the last T of S positions may not look: bool [T, S] or [B, 1, 1, T, S]."""
+    key_at = torch.arange(num_keys, device=device)
+    hidden = key_at > key_at[num_keys - num_queries :, None]
+    if segments is None:
+        return hidden
+    mine = segments[:, num_keys - num_queries : num_keys, None]
+    return (hidden | (mine != segments[:, None, :num_keys]))[:, None, None]
+
+
 def reference_attention(
     query: Tensor,
     key: Tensor,
@@ -63,7 +140,7 @@ def reference_attention(
     segments: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """`attend` written out from the formula, in the precision of its inputs: the oracle of every fast path."""
+    """`attend` written out from the formula, in the precision of its inputs: the oracle of all fast paths."""
     heads, shared, width = query.shape[2], key.shape[2], query.shape[3]
     key, value = (x.repeat_interleave(heads // shared, dim=2) for x in (key, value))
     scores = torch.einsum("bthk,bshk->bhts", query, key) * (width**-0.5 if scale is None else scale)
