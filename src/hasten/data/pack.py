@@ -134,21 +134,23 @@ class Pieces:
 def best_fit(sizes: Integers, capacity: int) -> Integers:
     """The bin of each of `sizes` [N], all in 1..capacity: longest first, each into the fullest bin that fits.
 
-    Bins with equal gaps wait together, so one pass of the inner loop places a whole group of equal sizes.
+    Bins with equal gaps wait together, so one pass of the inner loop fills a whole group with equal sizes.
     """
     bins = np.empty(len(sizes), np.int64)
     waiting = Gaps(capacity)
     order = np.argsort(-sizes, kind="stable")
     cuts = np.flatnonzero(np.diff(sizes[order])) + 1
-    for items in np.split(order, cuts) if len(sizes) else ():
-        size, placed = int(sizes[items[0]]), 0
-        while placed < len(items):
-            missing = len(items) - placed
-            gap = waiting.smallest(size) or waiting.open(ceil(missing / (capacity // size)))
-            chosen = waiting.take(gap, missing)
-            bins[items[placed : placed + len(chosen)]] = chosen
-            waiting.put(gap - size, chosen)
-            placed += len(chosen)
+    for group in np.split(order, cuts) if len(sizes) else ():
+        items, size = group, int(sizes[group[0]])
+        while len(items):
+            gap = waiting.smallest(size) or waiting.open(ceil(len(items) / (capacity // size)))
+            each = gap // size  # the fullest bin that fits stays the fullest until nothing more fits
+            chosen = waiting.take(gap, ceil(len(items) / each))
+            here, items = items[: each * len(chosen)], items[each * len(chosen) :]
+            bins[here] = np.repeat(chosen, each)[: len(here)]
+            filled, last = divmod(len(here), each)
+            waiting.put(gap - each * size, chosen[:filled])
+            waiting.put(gap - last * size, chosen[filled:])
     return bins
 
 
@@ -174,7 +176,7 @@ class Gaps:
 
     def put(self, gap: int, bins: Integers) -> None:
         """Let `bins` wait with `gap`; full bins never come back."""
-        if gap:
+        if gap and len(bins):
             self.groups.setdefault(gap, []).append(bins)
             self.present |= 1 << gap
 
