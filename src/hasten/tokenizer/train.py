@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from heapq import heappop, heappush
 from typing import Any, Literal
 
@@ -122,15 +123,15 @@ def sample(texts: Iterable[str], budget: int, progress: bool) -> tuple[list[str]
     """
     kept: list[tuple[int, int, str, int]] = []  # a heap, largest number first
     seen = used = 0
-    line = Progress("tokenizer", unit="bytes read")
-    for place, piece in enumerate(cut(texts)):
-        size = utf8_bytes(piece)
-        seen, used = seen + size, used + size
-        heappush(kept, (-xxhash.xxh64_intdigest(place.to_bytes(8, "little")), place, piece, size))
-        while used > budget and len(kept) > 1:
-            used -= heappop(kept)[-1]
-        if progress:
-            line.update(seen)
+    with Progress("tokenizer", unit="MB read") if progress else nullcontext() as line:
+        for place, piece in enumerate(cut(texts)):
+            size = utf8_bytes(piece)
+            seen, used = seen + size, used + size
+            heappush(kept, (-xxhash.xxh64_intdigest(place.to_bytes(8, "little")), place, piece, size))
+            while used > budget and len(kept) > 1:
+                used -= heappop(kept)[-1]
+            if line:
+                line.update(seen / 1e6)
     return [piece for _, _, piece, _ in sorted(kept, key=lambda entry: entry[1])], seen, used
 
 
