@@ -115,7 +115,7 @@ def choose_compile(asked: str, device: torch.device, expected_seconds: float) ->
             raise ConfigError(f"train.compile: 'on' needs {missing} and none was found; write off or auto")
         return True, "train.compile is on"
     if missing:
-        return False, f"there is no {missing}"
+        return False, f"{missing} is needed and none was found"
     shortest = COMPILE_SECONDS / COMPILE_GAIN
     if expected_seconds < shortest:
         return (
@@ -130,4 +130,4 @@ def missing_toolchain(device: torch.device) -> str | None:
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton"
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
-    return None if any(map(shutil.which, compilers)) else "C++ compiler"
+    return None if any(map(shutil.which, compilers)) else "a C++ compiler"
