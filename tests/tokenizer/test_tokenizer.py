@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from hasten.core.errors import DataError
+from hasten.tokenizer import files
 from hasten.tokenizer import tokenizer as module
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.tokenizer.train import TokenizerConfig, train
@@ -130,7 +131,7 @@ def test_a_saved_tokenizer_is_the_same(learnt: Tokenizer, tmp_path: Path):
 def test_roles_are_known_without_the_file_beside_it(learnt: Tokenizer, tmp_path: Path):
     """A checkpoint keeps tokenizer.json alone."""
     file = learnt.save(tmp_path)
-    (tmp_path / module.ROLES_FILE).unlink()
+    (tmp_path / files.ROLES_FILE).unlink()
     assert Tokenizer.load(file).fingerprint == learnt.fingerprint
 
 
@@ -205,7 +206,7 @@ def test_ids_with_gaps_that_no_embedding_should_have_are_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("files", "complaint"),
+    ("contents", "complaint"),
     [
         ({}, "there is no tokenizer.json here"),
         ({"tokenizer.json": b"{"}, "is not a tokenizer.json of the tokenizers library"),
@@ -216,8 +217,8 @@ def test_ids_with_gaps_that_no_embedding_should_have_are_refused(tmp_path: Path)
         ({"vocab.json.gz": gzip.compress(b"{}")[:-5], "merges.txt": b""}, "cannot be read"),
     ],
 )
-def test_a_broken_file_is_named_and_refused(tmp_path: Path, files: dict[str, bytes], complaint: str):
-    for name, content in files.items():
+def test_a_broken_file_is_named_and_refused(tmp_path: Path, contents: dict[str, bytes], complaint: str):
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=complaint) as raised:
         Tokenizer.load(tmp_path)
@@ -225,7 +226,7 @@ def test_a_broken_file_is_named_and_refused(tmp_path: Path, files: dict[str, byt
 
 
 def test_a_file_that_unpacks_to_something_huge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
     (tmp_path / "vocab.json.gz").write_bytes(gzip.compress(b" " * 100_000))
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(DataError, match="is larger than 1,000 bytes"):

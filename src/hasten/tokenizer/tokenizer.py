@@ -5,23 +5,19 @@ text read as plain text, decoding one id at a time, and complaints that say what
 """
 
 import codecs
-import gzip
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import decoders
 
 from hasten.core.errors import DataError
 from hasten.core.files import write_json, write_text
-
-FILE, ROLES_FILE = "tokenizer.json", "tokenizer_config.json"
-MAX_FILE_BYTES = 1 << 28  # the largest published tokenizer.json are about 35 MB
+from hasten.tokenizer.files import FILE, ROLES_FILE, find, load_gpt2, parse, read_roles, read_text
 
 # How the tokenizers in use spell each role, most specific first.
 END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -30,7 +26,6 @@ PADDING = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 PART_CHARS, GROUP_CHARS = 1 << 16, 1 << 22
 WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class TextStream(Protocol):
@@ -287,74 +282,3 @@ def spelling(piece: str) -> bytes:
     """The bytes of a byte-level piece; a piece outside the alphabet is an added token, spelt as is."""
     known = [BYTE_OF.get(char) for char in piece]
     return piece.encode() if None in known else bytes(byte for byte in known if byte is not None)
-
-
-def byte_level(pattern: str) -> pre_tokenizers.PreTokenizer:
-    """Cut text where `pattern` says, then write each piece's bytes in GPT-2's alphabet."""
-    parts = [
-        pre_tokenizers.Split(Regex(pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-    return pre_tokenizers.Sequence(parts)
-
-
-def load_gpt2(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's two files as a tokenizer."""
-    vocab_file, merges_file = find(folder, "vocab.json"), find(folder, "merges.txt")
-    if vocab_file is None or merges_file is None:
-        raise DataError(f"{folder}: has vocab.json but no merges.txt; put both files there")
-    lines = read_text(merges_file).splitlines()
-    merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    try:
-        vocab = json.loads(read_text(vocab_file))
-        inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:
-        raise DataError(f"{folder}: vocab.json and merges.txt do not make a tokenizer ({error})") from None
-    inner.pre_tokenizer, inner.decoder = byte_level(GPT2_PATTERN), decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken(END[0], special=True, normalized=False)])
-    return inner
-
-
-def find(folder: Path, name: str) -> Path | None:
-    """`name` or `name.gz` in `folder`."""
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-
-
-def read_text(file: Path) -> str:
-    """The text of a file of bounded size, gunzipped if its name ends so."""
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        try:
-            data = stream.read(MAX_FILE_BYTES + 1)
-        except (OSError, EOFError) as error:
-            raise DataError(f"{file}: cannot be read ({error}); fetch it again") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(
-            f"{file}: is larger than {MAX_FILE_BYTES:,} bytes and no tokenizer file; give another"
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: is not UTF-8 text; give a {FILE} of the tokenizers library") from None
-
-
-def parse(text: str, file: Path) -> tokenizers.Tokenizer:
-    """A tokenizer from JSON text; `file` is for the complaint."""
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # a panic in the library is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise DataError(f"{file}: is not a {FILE} of the tokenizers library ({error})") from None
-
-
-def read_roles(file: Path) -> dict[str, str]:
-    """The spellings of special roles in a Hugging Face `tokenizer_config.json`, {} without the file."""
-    if not file.exists():
-        return {}
-    try:
-        config: dict[str, Any] = json.loads(read_text(file))
-        entries = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token")}
-        spelled = {name: e["content"] if isinstance(e, dict) else e for name, e in entries.items()}
-    except (ValueError, AttributeError, KeyError, RecursionError):
-        raise DataError(f"{file}: is not the JSON of a tokenizer's roles; correct or remove it") from None
-    return {name: value for name, value in spelled.items() if isinstance(value, str)}

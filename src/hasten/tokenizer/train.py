@@ -14,7 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from hasten.core.config import Config
 from hasten.core.console import Progress, say
 from hasten.core.errors import DataError
-from hasten.tokenizer.tokenizer import Tokenizer, byte_level, no_unicode
+from hasten.tokenizer.files import byte_level
+from hasten.tokenizer.tokenizer import Tokenizer, no_unicode
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # Devlin et al. 2019
