@@ -102,13 +102,13 @@ class CleanConfig(Config):
     )
     exact_duplicates: bool = True
     near_duplicates: float | None = Field(
-        0.7,
+        0.6,
         ge=0.5,
         le=1,
-        description="drop documents whose sets of five-word runs have at least this Jaccard index",
+        description="drop documents whose sets of three-word runs have at least this Jaccard index",
     )
     contamination: float = Field(
-        0.5,
+        0.3,
         gt=0,
         le=1,
         description="share of eight-word runs of a protected passage that condemns a document",

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.data.config import CleanConfig
-from hasten.data.dedup import BANDS, Numbers, Rows, first_equal, near_duplicates
-from hasten.data.stage import BAND_KEYS, DIGESTS, SIGNATURES, SIZES, Part
+from hasten.data.dedup import BANDS, LEAST_WORDS, Numbers, Rows, first_equal, near_duplicates
+from hasten.data.stage import BAND_KEYS, DIGESTS, LENGTHS, SIGNATURES, SIZES, Part
 from hasten.data.tally import EXAMPLES, Tally
 
 EXACT, NEAR = "exact duplicate", "near-duplicate"
@@ -30,9 +30,11 @@ class Judgement:
     @cached_property
     def alike(self) -> Numbers:
         """[D]: the first document of a group of near-duplicates, often the document itself."""
-        alive = self.equal == np.arange(len(self.equal))
+        numbers = np.arange(len(self.equal))
         if self.config.near_duplicates is None:
-            return np.arange(len(alive))
+            return numbers
+        lengths = np.concatenate([part.array(LENGTHS) for part in self.parts])
+        alive = (self.equal == numbers) & (lengths >= LEAST_WORDS)
         keys = (np.concatenate([part.array(BAND_KEYS)[band] for part in self.parts]) for band in range(BANDS))
         signed = Rows([part.array(SIGNATURES) for part in self.parts])
         return near_duplicates(keys, signed, alive, self.config.near_duplicates)

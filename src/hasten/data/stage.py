@@ -30,7 +30,8 @@ from hasten.data.tally import Tally
 PART_BYTES, PART_DOCUMENTS = 64 << 20, 1 << 16
 SIGNED_WORDS = 1 << 20  # so many words are signed together
 TEXTS = "texts.jsonl.zst"
-SIZES, DIGESTS, SIGNATURES, BAND_KEYS = "sizes.npy", "digests.npy", "signatures.npy", "bands.npy"
+SIZES, DIGESTS = "sizes.npy", "digests.npy"
+LENGTHS, SIGNATURES, BAND_KEYS = "lengths.npy", "signatures.npy", "bands.npy"
 
 Advance = Callable[[int], None]
 """Called with the bytes of text read since the last call."""
@@ -78,7 +79,8 @@ class Draft:
     folder: Path
     near: bool  # whether near-duplicates will be looked for
     tally: Tally = field(default_factory=Tally)
-    sizes: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # bytes
+    lengths: list[int] = field(default_factory=list)  # words
     digests: list[int] = field(default_factory=list)
     signed: list[NDArray[np.uint32]] = field(default_factory=list)
     waiting: list[Hashes] = field(default_factory=list)
@@ -92,6 +94,7 @@ class Draft:
         self.sizes.append(len(text.encode()))
         self.digests.append(digest(text))
         if self.near:
+            self.lengths.append(len(hashes))
             self.waiting.append(hashes)
             if sum(map(len, self.waiting)) > SIGNED_WORDS:
                 self.sign()
@@ -109,6 +112,7 @@ class Draft:
         if self.near:
             self.sign()
             signed = np.concatenate(self.signed)
+            np.save(self.folder / LENGTHS, np.array(self.lengths, np.int64))
             np.save(self.folder / SIGNATURES, signed)
             np.save(self.folder / BAND_KEYS, bands(signed))
 
