@@ -17,7 +17,7 @@ from hasten.report.curves import Axis, Curve
 from hasten.report.figures import compact, significant
 
 WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates; the page stretches them
-TICKS = 5
+TICKS, TALL_TICKS, MANY_TICKS = 5, 8, 5
 HEADROOM = 0.06  # of the range is left free above and below the curves
 Formatter = Callable[[float], str]
 
@@ -94,22 +94,27 @@ def make_chart(
     note: str = "",
     log: bool = False,
     zero: bool = False,
+    tall: bool = False,
     label: Formatter = significant,
 ) -> Chart | None:
     """A chart of `curves`, with logarithmic panels too if `log`, its y axis from 0 if `zero`.
+
+    A `tall` one, as wide as the page, has more ticks.
 
     None where there is no curve.
     """
     if not curves:
         return None
     axes = [axis for axis in curves[0].x if all(axis in curve.x for curve in curves)]
-    panels = [make_panel(curves, axis, False, zero, label) for axis in axes]
-    if log:
-        panels += [make_panel(curves, axis, True, zero, label) for axis in axes]
+    kinds = [(axis, wanted) for wanted in ((False, True) if log else (False,)) for axis in axes]
+    count = TALL_TICKS if tall else TICKS
+    panels = [make_panel(curves, axis, wanted, zero=zero, count=count, label=label) for axis, wanted in kinds]
     return Chart(title, unit, list(curves), panels, note)
 
 
-def make_panel(curves: Sequence[Curve], axis: Axis, log: bool, zero: bool, label: Formatter) -> Panel:
+def make_panel(
+    curves: Sequence[Curve], axis: Axis, log: bool, *, zero: bool, count: int, label: Formatter
+) -> Panel:
     """The curves over one axis.  On a logarithmic one, what stands at or before 0 has no place."""
     shown = [(c, c.x[axis], c.y) for c in curves]
     if log:
@@ -117,14 +122,20 @@ def make_panel(curves: Sequence[Curve], axis: Axis, log: bool, zero: bool, label
     shown = [(c, x, y) for c, x, y in shown if len(y)]
     x_scale = x_range([x for _, x, _ in shown], log)
     y_scale = y_range([y for _, _, y in shown], zero)
-    unit, x_ticks = axis_ticks(axis, x_scale)
+    unit, x_ticks = axis_ticks(axis, x_scale, count)
     strokes = [
         stroke
         for curve, x, y in shown
         for stroke in draw(curve, WIDTH * x_scale.place(x), HEIGHT * (1 - y_scale.place(y)))
     ]
     return Panel(
-        axis, log, unit, strokes, x_ticks, ticks(y_scale, label), reading(shown, x_scale, y_scale, axis)
+        axis,
+        log,
+        unit,
+        strokes,
+        x_ticks,
+        ticks(y_scale, label, count),
+        reading(shown, x_scale, y_scale, axis),
     )
 
 
@@ -162,14 +173,17 @@ def nice_step(span: float, count: int) -> float:
     return power * next(n for n in (1, 2, 5, 10) if n * power >= rough * 0.999)
 
 
-def ticks(scale: Scale, label: Formatter, count: int = TICKS) -> list[Tick]:
-    """Round places on a linear scale; every second one is minor."""
+def ticks(scale: Scale, label: Formatter, count: int) -> list[Tick]:
+    """About `count` round places on a linear scale; where they are many, every second one is minor."""
     step = nice_step(scale.high - scale.low, count)
-    first = math.ceil(scale.low / step - 1e-9)
-    numbers = [i * step for i in range(first, math.floor(scale.high / step + 1e-9) + 1)]
-    places = scale.place(np.array(numbers)) if numbers else np.array([])
-    marks = zip(places.tolist(), numbers, strict=True)
-    return [Tick(place, label(number), minor=(first + i) % 2 == 1) for i, (place, number) in enumerate(marks)]
+    first, last = math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9)
+    multiples = range(first, last + 1)
+    places = scale.place(np.array([i * step for i in multiples])).tolist()
+    many = len(multiples) > MANY_TICKS
+    return [
+        Tick(place, label(i * step), minor=many and i % 2 == 1)
+        for place, i in zip(places, multiples, strict=True)
+    ]
 
 
 def log_ticks(scale: Scale, label: Formatter) -> list[Tick]:
@@ -181,17 +195,17 @@ def log_ticks(scale: Scale, label: Formatter) -> list[Tick]:
     return [Tick(p, label(number), minor=f != 1) for p, (f, number) in zip(places, found, strict=True)]
 
 
-def axis_ticks(axis: Axis, scale: Scale) -> tuple[str, list[Tick]]:
+def axis_ticks(axis: Axis, scale: Scale, count: int) -> tuple[str, list[Tick]]:
     """An x axis's unit and ticks: steps, tokens, or the unit of time that gives small numbers."""
     if axis != "seconds":
-        return axis, (log_ticks if scale.log else ticks)(scale, compact)
+        return axis, log_ticks(scale, compact) if scale.log else ticks(scale, compact, count)
     unit, seconds = next(
         (name, size)
         for name, size in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
         if scale.high >= 2 * size or size == 1
     )
     in_units = Scale(scale.low / seconds, scale.high / seconds, scale.log)
-    return unit, (log_ticks if scale.log else ticks)(in_units, compact)
+    return unit, log_ticks(in_units, compact) if scale.log else ticks(in_units, compact, count)
 
 
 def reading(

@@ -172,18 +172,19 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run's folder; DataError names a file that is missing or not as hasten writes it."""
+    """Read a run's folder; DataError or ConfigError name a file that is missing or malformed."""
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise DataError(f"{folder}: holds no metrics.jsonl; give the folder of a run that has begun to train")
     recipe = folder / "recipe.yaml"
+    settings = config.read(recipe) if recipe.is_file() else {}
     environment = TypeAdapter(dict[str, str | int | float | bool | None])
     return RunFiles(
         name=folder.resolve().name,
         folder=folder,
         metrics=read_lines(metrics),
-        recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
-        recipe=config.read(recipe) if recipe.is_file() else {},
+        recipe_text=recipe.read_text(encoding="utf-8") if settings else None,
+        recipe=settings,
         environment=read_json(folder / "environment.json", environment.validate_json, {}),
         training=read_json(folder / "training.json", Training.model_validate_json, None),
         data=read_json(folder / "data.json", Data.model_validate_json, None),

@@ -108,10 +108,9 @@ def translate(key: str) -> Markup:
 
 def charts(runs: Sequence[RunFiles]) -> list[Chart]:
     """Loss, learning rate, gradient norm, throughput and MFU, those there are figures for."""
+    note = "smoothed" if len(runs) == 1 else "mean_curve"
     drawn = [
-        make_chart(
-            "loss", "nats", loss_curves(runs), note="smoothed" if len(runs) == 1 else "mean_curve", log=True
-        ),
+        make_chart("loss", "nats", loss_curves(runs), note=note, log=True, tall=True),
         make_chart("learning_rate", "", figure_curves(runs, "learning_rate", smooth=False), zero=True),
         make_chart("grad_norm", "before_clipping", figure_curves(runs, "grad_norm", smooth=True), zero=True),
         make_chart(
@@ -151,7 +150,7 @@ def bars(runs: Sequence[RunFiles]) -> list[Bar]:
         if evaluation.score
     ]
     if evaluations:
-        compressed = evaluations[0][2].baselines.items()
+        compressed = sorted(evaluations[0][2].baselines.items(), key=lambda item: item[1].bits_per_byte)
         found += [
             (translate(name) if name in WORDS else name, baseline.bits_per_byte, None)
             for name, baseline in compressed

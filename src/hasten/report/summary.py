@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hasten.report.curves import number
 from hasten.report.figures import compact, duration, percent, significant
@@ -108,7 +109,7 @@ def table(folders: Sequence[Path], language: Language = "en") -> Table:
     result = Table(box=None, pad_edge=False, header_style="bold")
     result.add_column("")
     for figures in summaries:
-        result.add_column(figures["name"], justify="right")
+        result.add_column(Text(figures["name"]), justify="right")  # a Text: brackets in a name are no markup
     for key, cells in rows(summaries):
         result.add_row(word(key, language), *cells)
     return result

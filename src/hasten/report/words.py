@@ -62,7 +62,6 @@ WORDS: dict[str, tuple[str, str]] = {
         "Measured on documents that took no part in training.",
         "在未参与训练的文档上测得。",
     ),
-    "model": ("Model", "模型"),
     "lzma_stream": ("LZMA, one stream", "LZMA，整体压缩"),
     "lzma_each": ("LZMA, each file", "LZMA，逐个压缩"),
     "lower_is_better": ("Bits per byte; shorter is better", "每字节比特数；越短越好"),
@@ -71,9 +70,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "bytes": ("Bytes", "字节"),
     "tokens_title": ("Tokens", "词元"),
     "checkpoint": ("Checkpoint", "检查点"),
-    "by_source": ("By source", "按来源"),
     "source": ("Source", "来源"),
-    "figure": ("Figure", "指标"),
     "sampled": ("a sample of", "抽样自"),
     # samples
     "samples": ("Samples", "样例"),
@@ -82,7 +79,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "ended_by": ("ended by", "结束原因"),
     # comparison
     "runs": ("Runs", "训练"),
-    "run": ("Run", "训练"),
     "steps_title": ("Steps", "步数"),
     "differences": ("What differs between the recipes", "配方的不同之处"),
     "no_difference": ("The recipes are equal.", "配方相同。"),

@@ -1,0 +1,67 @@
+"""The summary's figures are those in the files."""
+
+import json
+from io import StringIO
+from statistics import mean, median
+
+import pytest
+from rich.console import Console
+
+from hasten.core.errors import DataError
+from hasten.report.summary import summary, table
+
+
+def lines(folder, kind):
+    found = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+def printed(folders, language="en"):
+    text = StringIO()
+    Console(width=120, file=text).print(table(folders, language))
+    return text.getvalue()
+
+
+def test_the_figures_are_those_of_the_files(make_run):
+    folder = make_run("first", steps=150, final=2.0)
+    figures, train = summary(folder), lines(folder, "train")
+    assert figures["name"] == "first" and figures["steps"] == 150 and figures["tokens"] == 150 * 8192
+    assert figures["train_loss"] == pytest.approx(mean(line["loss"] for line in train[-3:])), (
+        "the last fiftieth"
+    )
+    validation = [line["validation_loss"] for line in lines(folder, "validation")]
+    assert figures["validation_loss"] == validation[-1] and figures["best_validation_loss"] == min(validation)
+    assert figures["tokens_per_second"] == median(line["tokens_per_second"] for line in train)
+    assert figures["bits_per_byte"] == pytest.approx(0.9) and figures["accuracy"] == 0.513
+    assert figures["lzma_stream"] == 1.87 and figures["parse_rate"] == 0.81
+    assert figures["seconds"] == 150 * 0.41 + 9, "with what came after the last line"
+    json.dumps(figures, allow_nan=False)
+
+
+def test_what_the_files_do_not_tell_is_left_out(make_run, tmp_path):
+    figures = summary(make_run("young", steps=40, evaluated=False))
+    assert not {"bits_per_byte", "parameters", "parse_rate"} & set(figures)
+    assert figures["seconds"] == pytest.approx(40 * 0.41)
+    (tmp_path / "newborn").mkdir()
+    (tmp_path / "newborn/metrics.jsonl").write_text("")
+    assert summary(tmp_path / "newborn") == {"name": "newborn"}
+
+
+def test_the_table_has_a_column_for_each_run_and_a_dash_where_one_has_no_figure(make_run):
+    text = printed([make_run("old"), make_run("young", evaluated=False)])
+    assert text.splitlines()[0].split() == ["old", "young"]
+    (row,) = (line for line in text.splitlines() if line.startswith("Next-token accuracy"))
+    assert row.split()[-2:] == ["51.3%", "–"]
+
+
+def test_the_table_speaks_chinese(make_run):
+    assert "每字节比特数" in printed([make_run()], "zh")
+
+
+def test_brackets_in_a_name_are_no_markup(make_run):
+    assert "[bold]run" in printed([make_run("[bold]run")])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds no metrics.jsonl"):
+        summary(tmp_path)
