@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hasten.core.errors import DataError
-from hasten.report.summary import summary, table
+from hasten.report.summary import show, summary, table
 
 
 def lines(folder, kind):
@@ -56,6 +56,12 @@ def test_the_table_has_a_column_for_each_run_and_a_dash_where_one_has_no_figure(
 
 def test_the_table_speaks_chinese(make_run):
     assert "每字节比特数" in printed([make_run()], "zh")
+
+
+def test_showing_prints_the_table(make_run, capsys):
+    show(make_run("first"), make_run("second"), language="zh")
+    printed_lines = capsys.readouterr().out.splitlines()
+    assert printed_lines[0].split() == ["first", "second"] and "参数" in printed_lines[1]
 
 
 def test_brackets_in_a_name_are_no_markup(make_run):

@@ -22,7 +22,7 @@ from hasten.report import figures
 from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
 from hasten.report.curves import AXES, figure_curves, loss_curves
 from hasten.report.files import RunFiles, read_runs
-from hasten.report.summary import rows, summarise
+from hasten.report.summary import figures_of, rows
 from hasten.report.words import WORDS, Language
 
 COLOURS = 6  # series colours in style.html; a seventh run begins anew
@@ -51,7 +51,7 @@ def write_page(
 
 def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
     """The page as text."""
-    summaries = [summarise(run) for run in runs]
+    summaries = [figures_of(run) for run in runs]
     drawn = charts(runs)
     script, style = (resources.files("hasten.report") / name for name in ("script.js", "style.css"))
     code = script.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -41,10 +42,10 @@ def summary(folder: Path) -> dict[str, Any]:
 
     Raises DataError for a folder without metrics, or with files that are not as hasten writes them.
     """
-    return summarise(read_run(folder))
+    return figures_of(read_run(folder))
 
 
-def summarise(run: RunFiles) -> dict[str, Any]:
+def figures_of(run: RunFiles) -> dict[str, Any]:
     """The figures of a run: the last ones of training, and medians of its pace."""
     trained, validated = values(run, "train"), values(run, "validation")
     losses, validation = trained("loss"), validated("validation_loss")
@@ -103,9 +104,14 @@ def rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def show(*folders: Path, language: Language = "en") -> None:
+    """Print the table of one run or several."""
+    Console().print(table(folders, language))
+
+
 def table(folders: Sequence[Path], language: Language = "en") -> Table:
     """The figures of runs side by side, for `rich` to print."""
-    summaries = [summarise(run) for run in read_runs(folders)]
+    summaries = [figures_of(run) for run in read_runs(folders)]
     result = Table(box=None, pad_edge=False, header_style="bold")
     result.add_column("")
     for figures in summaries:
