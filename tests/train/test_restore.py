@@ -20,6 +20,8 @@ from hasten.core import files
 from hasten.core.config import dump
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
+from hasten.model.interop import save_hugging_face
+from hasten.model.transformer import build
 from hasten.train import snapshot
 from hasten.train.checkpoint import Checkpoints, best, latest, load_model, restore
 from hasten.train.optim import AdamWConfig, MuonConfig
@@ -354,6 +356,18 @@ def test_a_checkpoint_gives_its_tokenizer(tmp_path):
     _, tokenizer = load_model(tmp_path / "run")
     assert tokenizer is not None
     assert tokenizer.vocab_size == 3
+
+
+def test_a_hugging_face_folder_gives_its_model(tmp_path):
+    llama = ModelConfig(vocab_size=11, dim=8, num_layers=1, num_heads=2, activation="swiglu", ffn_dim=16)
+    model = build(llama, seed=3).eval()
+    save_hugging_face(model, tmp_path)
+    loaded, tokenizer = load_model(tmp_path)
+    assert tokenizer is None
+    assert not loaded.training
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens), model(tokens))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -20,6 +20,7 @@ from hasten.core.console import say
 from hasten.core.errors import CheckpointError
 from hasten.core.files import MANIFEST, damage, read_manifest
 from hasten.model.config import ModelConfig
+from hasten.model.interop import load_hugging_face
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.optim import Optimizer
@@ -117,8 +118,6 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Decode
         check(folder)
         model = load_decoder(folder, device)
     else:
-        from hasten.model.interop import load_hugging_face  # noqa: PLC0415 (not on the ground yet)
-
         model = load_hugging_face(folder).to(device)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).is_file() else None
     return model.eval(), tokenizer
