@@ -140,6 +140,7 @@ def test_blocks_are_chosen_for_bfloat16_on_a_cpu_and_only_for_whole_rows():
     assert blocks_win(query, key, None)
     assert not blocks_win(query[:, -1:], key, None)
     assert not blocks_win(query.float(), key.float(), None)
+    assert torch.compile(blocks_win, backend="eager")(query.float(), key.float(), None)
     assert not blocks_win(query.to("meta"), key.to("meta"), None)
 
 

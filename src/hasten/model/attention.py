@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from hasten.model.config import ModelConfig
+from hasten.model.norm import RMSNorm
 from hasten.ops.attention import attend
 from hasten.ops.rope import rotate
 
@@ -18,8 +19,8 @@ class Attention(nn.Module):
         self.query = nn.Linear(config.dim, heads, bias=config.attention_bias)
         self.key = nn.Linear(config.dim, kv_heads, bias=config.attention_bias)
         self.value = nn.Linear(config.dim, kv_heads, bias=config.attention_bias)
-        self.query_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.out = nn.Linear(heads, config.dim, bias=config.out_bias)
 
     def forward(self, x: Tensor, angles: Tensor | None, segments: Tensor | None) -> Tensor:

@@ -6,12 +6,7 @@ from torch import Tensor, nn
 from hasten.model.attention import Attention
 from hasten.model.config import ModelConfig
 from hasten.model.feed_forward import FeedForward
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm over the model width."""
-    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
-    return kind(config.dim, eps=config.norm_eps)
+from hasten.model.norm import make_norm
 
 
 class Block(nn.Module):

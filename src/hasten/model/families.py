@@ -188,7 +188,7 @@ def read_llama(fields: Fields) -> dict[str, Any]:
 
 
 def read_rope(fields: Fields) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of rotary positions: transformers 5 has `rope_parameters`, before it were two fields."""
+    """Base and scaling of rotary positions, from `rope_parameters` (transformers 5) or two older fields."""
     theta = fields.take("rope_theta", 10_000.0)
     values = fields.take("rope_scaling", {})
     rope = Fields(fields.take("rope_parameters", values), f"{fields.where}: rope")

@@ -8,10 +8,12 @@ arranged around a model by module name, from the table in `layout.py`.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
-from hasten.model.block import Block, make_norm
+from hasten.model.block import Block
 from hasten.model.config import ModelConfig
 from hasten.model.initial import init_weights
+from hasten.model.norm import make_norm
 from hasten.model.position import rotary_frequencies
 from hasten.ops.loss import soft_cap
 from hasten.ops.rope import rotary_angles
@@ -54,8 +56,9 @@ class Decoder(nn.Module):
             x = x + self.positions(positions)
         if self.config.embedding_norm:
             x = F.rms_norm(x, (self.config.dim,), eps=self.config.norm_eps)
-        if torch.is_autocast_enabled(x.device.type):  # the residual stream is what memory bandwidth goes to
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        device = x.device.type
+        if is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))  # the stream is what memory bandwidth goes to
         return F.dropout(x, self.config.dropout, self.training)
 
     def angles(self, positions: Tensor) -> Tensor | None:

@@ -1,0 +1,45 @@
+"""The words by which optimizers and parallelism know a parameter."""
+
+import fnmatch
+
+import pytest
+import torch
+from torch import nn
+
+from hasten.model.config import ModelConfig
+from hasten.model.layout import LAYOUT, role
+from hasten.model.transformer import Decoder
+
+SHAPES = [
+    {"preset": "hasten-tiny", "vocab_size": 64},
+    {"preset": "gpt2"},
+    {"preset": "qwen3-0.6b"},
+    {"preset": "llama3-8b"},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_parameter_has_the_role_that_its_module_plays(shape):
+    with torch.device("meta"):
+        model = Decoder(ModelConfig.model_validate({**shape, "num_layers": 1}))
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        module = modules[name.rpartition(".")[0]]
+        if parameter.ndim == 1:
+            assert role(name) == "vector", name
+        elif isinstance(module, nn.Embedding):
+            assert role(name) == "embedding", name
+        else:
+            assert role(name) == ("head" if module is model.head else "matrix"), name
+
+
+def test_the_layout_names_every_linear_but_the_head_and_nothing_else():
+    with torch.device("meta"):
+        model = Decoder(ModelConfig(preset="llama3-8b", num_layers=2))
+    named = {
+        name for name, _ in model.named_modules() if any(fnmatch.fnmatch(name, pattern) for pattern in LAYOUT)
+    }
+    linears = {name for name, m in model.named_modules() if isinstance(m, nn.Linear)} - {"head"}
+    assert named == linears | {"embedding"}
+    for pattern in LAYOUT:
+        assert fnmatch.filter(named, pattern), pattern
