@@ -108,3 +108,10 @@ def test_the_compiler_that_the_environment_names_is_looked_for(monkeypatch: pyte
     assert engine.missing_toolchain(DEVICE) == "a C++ compiler"
     monkeypatch.setenv("CXX", "my-cc")
     assert engine.missing_toolchain(DEVICE) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+def test_a_pinned_batch_is_the_same_batch() -> None:
+    moved = engine.pinned(batch(2))
+    assert moved.tokens.is_pinned() and moved.segments is not None and moved.segments.is_pinned()
+    assert torch.equal(moved.targets, batch(2).targets) and moved.documents == batch(2).documents

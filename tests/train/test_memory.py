@@ -20,11 +20,11 @@ def choose(rows: int, row_tokens: int = 64, precision: str = "fp32") -> int:
 
 @given(rows=st.integers(1, 96), rows_that_fit=st.integers(1, 96))
 def test_the_most_rows_that_fit_and_divide_the_batch_are_taken(rows: int, rows_that_fit: int) -> None:
-    room = MODEL.state_bytes("adamw") + MODEL.activation_bytes(rows_that_fit, 64, bytes_per_number=4)
+    room = MODEL.state_bytes("adamw") + MODEL.activation_bytes(rows_that_fit, 16, bytes_per_number=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "device_memory", lambda device: room / CPU_SHARE + 1)
         expected = max(n for n in range(1, rows_that_fit + 1) if rows % n == 0)
-        assert choose(rows) == expected
+        assert choose(rows, 16) == expected
 
 
 def test_a_cpu_takes_no_more_than_gains_speed_and_at_least_a_row() -> None:

@@ -53,7 +53,7 @@ class TrainConfig(Config):
         description="steps; auto: ten times a run, as long as it costs less than 5% of the time",
     )
     validation_tokens: PositiveInt = Field(
-        default=65_536, description="at most so many tokens of the validation split"
+        default=32_768, description="at most so many tokens of the validation split"
     )
     checkpoint_every: Every = Field(
         default="auto", description="steps; auto: every five minutes and ten times a run"

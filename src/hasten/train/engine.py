@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,13 @@ class Whole:
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in bf16 on fp32 weights, or everything in fp32."""
         return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch in memory that a GPU reads by itself, so that moving it there keeps no one waiting."""
+    tensors: dict[str, Any] = {k: v.pin_memory() for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    extra = {name: tensor.pin_memory() for name, tensor in batch.extra.items()}
+    return replace(batch, **tensors, extra=extra)
 
 
 def choose_precision(asked: str, device: torch.device) -> str:

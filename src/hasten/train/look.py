@@ -70,9 +70,10 @@ class Looks:
 
     @torch.no_grad()
     def ask(self, probe: Probe, model: Decoder, step: int) -> Mapping[str, Any]:
-        """A probe's figures."""
+        """A probe's figures, computed without compiling: every length that it tries would compile anew."""
         model.eval()
-        figures = probe(model, step)
+        with torch.compiler.set_stance("force_eager"):
+            figures = probe(model, step)
         model.train()
         return figures
 

@@ -160,8 +160,11 @@ class Meter:
 
 
 def measure_peak(device: torch.device, precision: str, seconds: float = 0.5) -> float:
-    """The best rate of a large matrix product here, in FLOP/s: what MFU is a share of."""
-    size = 8192 if device.type == "cuda" else 1024
+    """The best rate of a large matrix product here, in FLOP/s: what MFU is a share of.
+
+    On a CPU a product takes about a millisecond, so that some fall between the turns of other processes.
+    """
+    size = 8192 if device.type == "cuda" else 512
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds

@@ -22,7 +22,7 @@ from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
 from hasten.train.checkpoint import Checkpoints
 from hasten.train.config import TrainConfig
-from hasten.train.engine import Whole
+from hasten.train.engine import Whole, pinned
 from hasten.train.horizon import Cadence, Moment
 from hasten.train.look import VALIDATION, Looks, Probe
 from hasten.train.metrics import Meter, MetricsLog, Window
@@ -187,13 +187,14 @@ class Run:
 
     def make_batches(self, data_step: int) -> list[Batch]:
         """This rank's micro-batches of one step."""
-        return self.corpus.batches(
+        batches = self.corpus.batches(
             data_step,
             rows=self.plan.batch_rows,
             micro_rows=self.state.micro_rows,
             rank=self.runtime.rank,
             world_size=self.runtime.world_size,
         )
+        return [pinned(batch) for batch in batches] if self.runtime.device.type == "cuda" else batches
 
     def advance(self, moment: Moment) -> None:
         """Take a step, then see how the one before went: looking back keeps a GPU's queue filled."""
