@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.data.clean import CODE_RULES, PROSE_RULES, look, mend, repeated_share, top_share
+from hasten.data.clean import CODE_RULES, PROSE_RULES, look, mend
 from hasten.data.config import CleanConfig, SourceConfig
-from hasten.data.ngrams import words
 from hasten.data.source import Document, documents
 
 WORDS = [f"{a}{b}{c}" for a in "bdklmnrst" for b in "aeiou" for c in ("t", "ll", "ving", "r", "nd")]
@@ -146,30 +145,6 @@ def test_the_profile_overrules_the_extension():
     assert judge(CODE * 20, "code") is None
     assert judge(CODE * 20, "code", profile="prose") == "repeated lines"
     assert judge("[[{}]]", "prose", profile="code") == "too few letters and digits"
-
-
-def test_the_repetition_shares_are_those_of_their_definitions():
-    text = words("aa bb aa bb cc aa bb dddd")  # 18 characters
-    assert top_share(text, 2) == pytest.approx(3 * 4 / 18)  # "aa bb", three times
-    assert top_share(text, 3) == 0
-    assert repeated_share(text, 2) == pytest.approx(8 / 18)  # the second and third "aa bb"
-
-
-@settings(max_examples=100, deadline=None)
-@given(numbers=st.lists(st.integers(0, 3), min_size=1, max_size=15), n=st.integers(1, 4))
-def test_the_repetition_shares_agree_with_a_plain_count(numbers, n):
-    names = [("a", "bb", "ccc", "dddd")[number] for number in numbers]
-    runs = [tuple(names[start : start + n]) for start in range(len(names) - n + 1)]
-    total = sum(map(len, names))
-    inside = {start + place for start, run in enumerate(runs) if run in runs[:start] for place in range(n)}
-    text = words(" ".join(names))
-    assert repeated_share(text, n) == pytest.approx(sum(len(names[place]) for place in inside) / total)
-    counts = {run: runs.count(run) for run in runs}
-    top = [count * len("".join(run)) for run, count in counts.items() if count == max(counts.values())]
-    if runs and max(counts.values()) > 1:
-        assert any(top_share(text, n) == pytest.approx(length / total) for length in top)
-    elif runs:
-        assert top_share(text, n) == 0
 
 
 @pytest.mark.parametrize(

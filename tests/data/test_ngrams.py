@@ -62,7 +62,7 @@ def test_runs_are_equal_where_their_words_are(values, n):
 
 def test_a_text_shorter_than_a_run_is_one_run():
     two = words("hello world").hashes
-    assert shingles(two, 3).tolist() == ngrams(two, 2).tolist()
+    assert shingles(two, 3).tolist() == mix(ngrams(two, 2)).tolist()
     assert len(shingles(two[:0], 3)) == 0
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import ftfy
-import numpy as np
-from numpy.typing import NDArray
 
 from hasten.data.config import CleanConfig
-from hasten.data.ngrams import Words, ngrams, words
+from hasten.data.ngrams import Words, words
+from hasten.data.repetition import repeats_itself
 from hasten.data.source import Document
 
 # UTF-8 that was once read as Latin-1 or Windows-1252: a lead byte's character, then a continuation's.
@@ -30,15 +29,6 @@ BULLET = re.compile(r"\s*[-*•‣▪◦●·]\s")
 GENERATED = re.compile(r"\b(auto-?generated|generated (by|from|automatically)|do not edit)\b", re.IGNORECASE)
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 REPETITION_WORDS = (50, 20_000)
-TOP_RUNS = {2: 0.20, 3: 0.18, 4: 0.16}  # n: largest share of the most frequent n-gram (Rae et al., table A1)
-REPEATED_RUNS = {
-    5: 0.15,
-    6: 0.14,
-    7: 0.13,
-    8: 0.12,
-    9: 0.11,
-    10: 0.10,
-}  # n: largest share in repeated n-grams
 REPEATED_LINES, REPEATED_LINE_CHARACTERS = 0.30, 0.20
 
 
@@ -136,49 +126,13 @@ def repeated_lines(text: Text, config: CleanConfig) -> bool:
         return False
     counts = Counter(text.lines)
     characters = sum((count - 1) * len(line) for line, count in counts.items())
-    return len(text.lines) - len(counts) > REPEATED_LINES * len(
-        text.lines
-    ) or characters > REPEATED_LINE_CHARACTERS * sum(map(len, text.lines))
+    if len(text.lines) - len(counts) > REPEATED_LINES * len(text.lines):
+        return True
+    return characters > REPEATED_LINE_CHARACTERS * sum(map(len, text.lines))
 
 
 def repeated_words(text: Text, config: CleanConfig) -> bool:
-    if not is_one_text(text, config):
-        return False
-    if any(top_share(text.words, n) > most for n, most in TOP_RUNS.items()):
-        return True
-    # What is in a repeated run of n + 1 words is in one of n: where fives repeat little, so do longer runs.
-    if repeated_share(text.words, min(REPEATED_RUNS)) <= min(REPEATED_RUNS.values()):
-        return False
-    return any(repeated_share(text.words, n) > most for n, most in REPEATED_RUNS.items())
-
-
-def top_share(text: Words, n: int) -> float:
-    """The share of all words' characters that lies in the most frequent run of n words (if it repeats)."""
-    runs = ngrams(text.hashes, n)
-    ordered = np.sort(runs)
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # of each group of equal runs
-    counts = np.diff(last, prepend=-1)
-    if counts.max() < 2:
-        return 0.0
-    first = int((runs == ordered[last[counts.argmax()]]).argmax())
-    return float(counts.max() * text.lengths[first : first + n].sum() / text.lengths.sum())
-
-
-def repeated_share(text: Words, n: int) -> float:
-    """The share of all words' characters that lies in runs of n words met before in the text."""
-    runs = ngrams(text.hashes, n)
-    order = np.argsort(runs, kind="stable")
-    again = np.zeros(len(runs), bool)
-    again[order[1:]] = runs[order[1:]] == runs[order[:-1]]
-    return float(text.lengths[covered(again, n, len(text))].sum() / text.lengths.sum())
-
-
-def covered(runs: NDArray[np.bool_], n: int, count: int) -> NDArray[np.bool_]:
-    """[count - n + 1] marked runs of n words -> [count] whether a word lies in a marked one."""
-    inside = np.zeros(count, bool)
-    for place in range(n):
-        inside[place : place + len(runs)] |= runs
-    return inside
+    return is_one_text(text, config) and repeats_itself(text.words)
 
 
 def long_line(text: Text, config: CleanConfig) -> bool:

@@ -41,6 +41,8 @@ class Protected:
 
     def passage_in(self, hashes: Hashes, share: float) -> str | None:
         """The name of a protected text of which a document's words hold `share` of a passage's runs."""
+        if not len(self.runs):
+            return None
         runs = np.unique(ngrams(hashes, RUN_WORDS))
         first, last = np.searchsorted(self.runs, runs), np.searchsorted(self.runs, runs, side="right")
         met = np.flatnonzero(first < last)

@@ -29,6 +29,7 @@ CODE = (
     "judge",
     "ngrams",
     "prepare",
+    "repetition",
     "shards",
     "source",
     "split",

@@ -87,12 +87,12 @@ def ngrams(hashes: Hashes, n: int) -> Hashes:
     runs = hashes[:count]
     for place in range(1, n):
         runs = runs * np.uint64(STEP) + hashes[place : place + count]
-    return mix(runs)
+    return runs
 
 
 def shingles(hashes: Hashes, n: int) -> Hashes:
-    """The n-grams of a text, or the whole text as one where it is shorter: [0] only for no words."""
-    return ngrams(hashes, min(n, len(hashes))) if len(hashes) else hashes
+    """The n-grams of a text, or the whole text as one where it is shorter; every bit of each is mixed."""
+    return mix(ngrams(hashes, min(n, len(hashes)))) if len(hashes) else hashes
 
 
 def mix(values: Hashes) -> Hashes:

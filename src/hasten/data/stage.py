@@ -84,6 +84,7 @@ class Draft:
     digests: list[int] = field(default_factory=list)
     signed: list[NDArray[np.uint32]] = field(default_factory=list)
     waiting: list[Hashes] = field(default_factory=list)
+    waiting_words: int = 0
 
     def __post_init__(self) -> None:
         self.writer = TextWriter(self.folder / TEXTS)
@@ -96,13 +97,14 @@ class Draft:
         if self.near:
             self.lengths.append(len(hashes))
             self.waiting.append(hashes)
-            if sum(map(len, self.waiting)) > SIGNED_WORDS:
+            self.waiting_words += len(hashes)
+            if self.waiting_words > SIGNED_WORDS:
                 self.sign()
 
     def sign(self) -> None:
         """Turn the words of waiting documents into signatures."""
         self.signed.append(signatures(self.waiting))
-        self.waiting = []
+        self.waiting, self.waiting_words = [], 0
 
     def finish(self) -> None:
         """Write what is still in memory."""
@@ -127,7 +129,7 @@ class TextWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = zstandard.open(path, "wb", zstandard.ZstdCompressor(level=3))
+        self.file = zstandard.open(path, "wb", zstandard.ZstdCompressor(level=1))
 
     def write(self, name: str, text: str) -> None:
         """Append one."""
