@@ -100,8 +100,8 @@ def test_counting_needs_a_vocabulary():
 )
 def test_the_parameter_formula_counts_the_real_module(heads, head_dim, activation, kinds, flags):
     config = small(
-        dim=24, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim, activation=activation, ffn_dim=40,
-        **kinds, **flags,
+        dim=24, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim, activation=activation,
+        ffn_dim=40, **kinds, **flags,
     )  # fmt: skip
     assert config.num_parameters == built_size(config)
     with torch.device("meta"):

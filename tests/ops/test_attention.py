@@ -63,7 +63,14 @@ def test_the_written_out_attention_is_the_formula(sizes, packed):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     "sizes",
-    [(5, 5, 2, 2), (2 * BLOCK + 3, 2 * BLOCK + 3, 4, 2), (BLOCK, BLOCK, 3, 1), (3, 9, 4, 2), (1, 300, 2, 1)],
+    [
+        (5, 5, 2, 2),
+        (2 * BLOCK + 3, 2 * BLOCK + 3, 4, 2),
+        (8 * BLOCK + 9, 8 * BLOCK + 9, 2, 1),
+        (BLOCK, BLOCK, 3, 1),
+        (3, 9, 4, 2),
+        (1, 300, 2, 1),
+    ],
 )
 def test_outputs_and_gradients_equal_the_reference(kernel, sizes, packed):
     inputs = make_heads(2, sizes, torch.float64)

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hasten.core.batch import IGNORE
-from hasten.ops.loss import chunked_cross_entropy, cross_entropy_sum, soft_cap, token_log_probs
+from hasten.ops.loss import (
+    SLICE_NUMBERS,
+    chunked_cross_entropy,
+    cross_entropy_sum,
+    soft_cap,
+    token_log_probs,
+)
 
 VOCABULARY, WIDTH = 11, 5
 
@@ -64,6 +70,33 @@ def test_any_chunking_gives_the_loss_and_gradients_of_the_formula(
         strict=True,
     ):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_slices_of_rows_change_neither_loss_nor_gradients(rows, monkeypatch):
+    monkeypatch.setitem(SLICE_NUMBERS, "cpu", rows * VOCABULARY)
+    hidden, weight, targets = make_case(8)
+    options = {"z_loss": 0.1, "label_smoothing": 0.2}
+    found = cross_entropy_sum(hidden @ weight.T, targets, **options)
+    expected = written_out(hidden, weight, targets, **options)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for mine, reference in zip(
+        torch.autograd.grad(found * 3, [hidden, weight]),
+        torch.autograd.grad(expected * 3, [hidden, weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_eager_and_compiled_formulas_agree_with_both_regularisers(monkeypatch):
+    hidden, weight, targets = make_case(12)
+    logits = (hidden @ weight.T).detach().requires_grad_()
+    eager = cross_entropy_sum(logits, targets, z_loss=0.1, label_smoothing=0.2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = cross_entropy_sum(logits, targets, z_loss=0.1, label_smoothing=0.2)
+    torch.testing.assert_close(eager, compiled)
+    (mine,), (other,) = (torch.autograd.grad(loss, logits) for loss in (eager, compiled))
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
 def test_chunks_never_hold_logits_of_more_tokens_than_asked():
