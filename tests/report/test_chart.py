@@ -65,6 +65,17 @@ def test_ticks_are_round_evenly_spaced_and_inside(low, span, count):
     np.testing.assert_allclose(steps, nice_step(scale.high - scale.low, count), rtol=1e-3)
 
 
+@given(st.floats(0, 1e4), st.floats(1e-3, 1e4))
+def test_neighbouring_ticks_never_read_the_same(low, span):
+    labels = [tick.label for tick in ticks(Scale(low, low + span), significant, 8)]
+    assert len(set(labels)) == len(labels)
+
+
+def test_steps_are_counted_in_whole_numbers():
+    panel = make_chart("loss", "nats", [curve([0, 1, 2], [3, 2, 1])]).panels[0]
+    assert [tick.label for tick in panel.x_ticks] == ["0", "1", "2"]
+
+
 @given(st.floats(1e-6, 1e6), st.integers(2, 9))
 def test_a_nice_step_is_one_two_or_five_times_a_power_of_ten(span, count):
     step = nice_step(span, count)

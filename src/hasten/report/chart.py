@@ -18,8 +18,10 @@ from hasten.report.figures import compact, significant
 
 WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates; the page stretches them
 TICKS, TALL_TICKS, MANY_TICKS = 5, 8, 5
+DIGITS = 3  # of a label, at least
 HEADROOM = 0.06  # of the range is left free above and below the curves
-Formatter = Callable[[float], str]
+Formatter = Callable[[float, int], str]
+"""A number with so many significant digits."""
 
 
 @dataclass(frozen=True)
@@ -173,15 +175,21 @@ def nice_step(span: float, count: int) -> float:
     return power * next(n for n in (1, 2, 5, 10) if n * power >= rough * 0.999)
 
 
-def ticks(scale: Scale, label: Formatter, count: int) -> list[Tick]:
-    """About `count` round places on a linear scale; where they are many, every second one is minor."""
+def ticks(scale: Scale, label: Formatter, count: int, *, whole: bool = False) -> list[Tick]:
+    """About `count` round places on a linear scale, with as many digits as tell neighbours apart.
+
+    `whole` allows whole numbers only.  Where ticks are many, every second one is minor.
+    """
     step = nice_step(scale.high - scale.low, count)
+    step = max(step, 1.0) if whole else step
     first, last = math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9)
     multiples = range(first, last + 1)
     places = scale.place(np.array([i * step for i in multiples])).tolist()
+    largest = max(abs(first), abs(last), 1) * step
+    digits = max(math.floor(math.log10(largest) + 1e-9) - math.floor(math.log10(step) + 1e-9) + 1, DIGITS)
     many = len(multiples) > MANY_TICKS
     return [
-        Tick(place, label(i * step), minor=many and i % 2 == 1)
+        Tick(place, label(i * step, digits), minor=many and i % 2 == 1)
         for place, i in zip(places, multiples, strict=True)
     ]
 
@@ -192,13 +200,15 @@ def log_ticks(scale: Scale, label: Formatter) -> list[Tick]:
     factors = (1, 2, 5) if math.log10(scale.high / scale.low) < 2.5 else (1,)
     found = [(f, f * 10.0**p) for p in powers for f in factors if scale.low <= f * 10.0**p <= scale.high]
     places = scale.place(np.array([number for _, number in found])).tolist() if found else []
-    return [Tick(p, label(number), minor=f != 1) for p, (f, number) in zip(places, found, strict=True)]
+    return [
+        Tick(p, label(number, DIGITS), minor=f != 1) for p, (f, number) in zip(places, found, strict=True)
+    ]
 
 
 def axis_ticks(axis: Axis, scale: Scale, count: int) -> tuple[str, list[Tick]]:
     """An x axis's unit and ticks: steps, tokens, or the unit of time that gives small numbers."""
     if axis != "seconds":
-        return axis, log_ticks(scale, compact) if scale.log else ticks(scale, compact, count)
+        return axis, log_ticks(scale, compact) if scale.log else ticks(scale, compact, count, whole=True)
     unit, seconds = next(
         (name, size)
         for name, size in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))

@@ -100,17 +100,19 @@ def template_environment() -> Environment:
     return environment
 
 
-def translate(key: str) -> Markup:
-    """A word in both languages; the page shows one of them."""
-    english, chinese = (escape(text) for text in WORDS[key])
-    return Markup(f'<span lang="en">{english}</span><span lang="zh">{chinese}</span>')
+def translate(key: str, *values: str) -> Markup:
+    """A word in both languages, of which the page shows one; `values` stand where it has `{}`."""
+    english, chinese = (escape(text.format(*values)) for text in WORDS[key])
+    return Markup('<span lang="en">{}</span><span lang="zh">{}</span>').format(english, chinese)
 
 
 def charts(runs: Sequence[RunFiles]) -> list[Chart]:
     """Loss, learning rate, gradient norm, throughput and MFU, those there are figures for."""
-    note = "smoothed" if len(runs) == 1 else "mean_curve"
+    losses = loss_curves(runs)
+    shadowed = any(curve.style == "faint" for curve in losses)
+    note = "smoothed" if shadowed else "mean_curve" if len(runs) > 1 else ""
     drawn = [
-        make_chart("loss", "nats", loss_curves(runs), note=note, log=True, tall=True),
+        make_chart("loss", "nats", losses, note=note, log=True, tall=True),
         make_chart("learning_rate", "", figure_curves(runs, "learning_rate", smooth=False), zero=True),
         make_chart("grad_norm", "before_clipping", figure_curves(runs, "grad_norm", smooth=True), zero=True),
         make_chart(
@@ -125,7 +127,7 @@ def charts(runs: Sequence[RunFiles]) -> list[Chart]:
             "of_peak",
             figure_curves(runs, "mfu", smooth=True),
             zero=True,
-            label=lambda share: f"{figures.significant(100 * share)}%",
+            label=lambda share, digits: f"{figures.significant(100 * share, digits)}%",
         ),
     ]
     return [chart for chart in drawn if chart is not None]
@@ -164,11 +166,7 @@ def against_lzma(summary: dict[str, Any]) -> Markup | str:
     if not {"bits_per_byte", "lzma_stream"} <= set(summary) or summary["lzma_stream"] <= 0:
         return ""
     saved = 1 - summary["bits_per_byte"] / summary["lzma_stream"]
-    return (
-        escape(figures.percent(abs(saved)))
-        + " "
-        + translate("less_than_lzma" if saved >= 0 else "more_than_lzma")
-    )
+    return translate("less_than_lzma" if saved >= 0 else "more_than_lzma", figures.percent(abs(saved)))
 
 
 def troubled(run: RunFiles) -> bool:
