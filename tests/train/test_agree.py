@@ -11,6 +11,7 @@ from torch import distributed, multiprocessing
 
 from hasten.core.runtime import Runtime
 from hasten.train.agree import Agreement
+from hasten.train.metrics import read_lines
 from hasten.train.restore import read_tensors
 
 FIELDS = {"steps": 8, "log_every": 2, "validate_every": 4, "checkpoint_every": 3, "precision": "fp32"}
@@ -51,6 +52,8 @@ def test_two_processes_stop_together_resume_and_end_as_one_would(tmp_path: Path)
     """Only one of them is asked to stop; the end is that of a single process but for rounding."""
     prepared = write_corpus(tmp_path / "data")
     multiprocessing.start_processes(work, args=(tmp_path, prepared), nprocs=2, start_method="spawn")
+    written = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in written if line["kind"] == "train"] == [2, 4, 6, 8]
     make_run(tmp_path / "one", prepared, **FIELDS, dropout=0.0, optimizer=ADAMW).fit()
     for file in ("weights/model", "state/optimizer"):
         one, two = (read_tensors(tmp_path / run / "checkpoints/step-000008", file) for run in ("one", "run"))

@@ -103,5 +103,6 @@ def test_automatic_validation_costs_at_most_a_twentieth_of_the_time(tmp_path: Pa
 def test_looks_go_on_from_their_state() -> None:
     first, second = (Looks(None, None, [Act(5, lambda step: None)]) for _ in range(2))
     first.take("act", engine(32), engine(32).model, at(5, 0.5), leads=True)
-    second.restore(first.state())
+    second.restore(first.state(), first.seconds)
+    assert second.seconds == first.seconds
     assert [second.due(at(step, step / 10)) for step in (5, 9, 10)] == [[], [], ["act"]]

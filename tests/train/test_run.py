@@ -165,11 +165,11 @@ def test_data_that_does_not_fill_a_step_is_refused_before_the_run(prepared: Path
 
 @pytest.mark.slow
 def test_a_run_told_its_time_ends_in_time_with_its_schedule_complete(prepared: Path, tmp_path: Path) -> None:
-    """Five per cent, and 0.3 s for what other processes do to the last save of so short a run."""
+    """Within 0.6 s, for other processes can hold up the last save of so short a run; in minutes it is 5%."""
     fields = {"minutes": 0.08, "log_every": 1, "schedule": WSD(warmup_steps=0)}
     began = time.monotonic()
     summary = make_run(tmp_path, prepared, **fields).fit()
-    assert time.monotonic() - began == pytest.approx(4.8, rel=0.05, abs=0.3)
+    assert time.monotonic() - began == pytest.approx(4.8, rel=0.05, abs=0.6)
     assert summary.completed
     rates = [line["learning_rate"] for line in lines(tmp_path) if line["kind"] == "train"]
     assert max(rates) == 0.02
@@ -187,7 +187,7 @@ def test_time_before_an_interruption_counts(prepared: Path, tmp_path: Path) -> N
     first = make_run(tmp_path, prepared, minutes=0.05, probes=[Act(1, stop)]).fit()
     assert not first.completed
     second = make_run(tmp_path, prepared, minutes=0.05).fit()
-    assert second.completed and second.seconds == pytest.approx(3.0, rel=0.05, abs=0.3)
+    assert second.completed and second.seconds == pytest.approx(3.0, abs=0.6)
 
 
 # What is not finite

@@ -81,7 +81,8 @@ class Looks:
         """What `restore` needs: JSON."""
         return {name: cadence.state() for name, cadence in self.cadences.items()}
 
-    def restore(self, state: Mapping[str, dict[str, Any]]) -> None:
+    def restore(self, state: Mapping[str, dict[str, Any]], seconds: Mapping[str, float]) -> None:
         """Go on from a saved state; a look that it does not know is due at once."""
+        self.seconds = {name: seconds[name] for name in self.cadences.keys() & seconds.keys()}
         for name in self.cadences.keys() & state.keys():
             self.cadences[name] = self.cadences[name].restored(state[name])

@@ -11,7 +11,6 @@ from statistics import median
 import torch
 
 from hasten.core.batch import Batch
-from hasten.core.console import Progress, clock, say
 from hasten.core.errors import HastenError
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
@@ -24,11 +23,11 @@ from hasten.train.checkpoint import Checkpoints
 from hasten.train.config import TrainConfig
 from hasten.train.engine import Whole, pinned
 from hasten.train.horizon import Cadence, Moment
+from hasten.train.journal import Journal
 from hasten.train.look import VALIDATION, Looks, Probe
-from hasten.train.metrics import Meter, MetricsLog, Window
+from hasten.train.metrics import Meter, Window
 from hasten.train.optim import Optimizer
 from hasten.train.plan import make_plan, settle_machine
-from hasten.train.quarantine import Quarantine
 from hasten.train.restore import latest, restore
 from hasten.train.signals import StopSignals
 from hasten.train.state import State
@@ -110,10 +109,8 @@ class Run:
         self.taken: deque[Taken] = deque()
         self.recent_seconds: deque[float] = deque(maxlen=9)  # of steps
         self.save_seconds = 0.0
-        self.shown: dict[str, str] = {}
+        self.journal = Journal(folder, self.plan, tensorboard=config.tensorboard, leads=self.leads)
         if self.leads:
-            self.log = MetricsLog(folder / "metrics.jsonl", config.tensorboard)
-            self.quarantine = Quarantine(folder / "quarantine.jsonl")
             self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
 
     def open_validation(self, corpus: Corpus | None) -> Validation | None:
@@ -137,16 +134,14 @@ class Run:
         self.engine = Whole(
             self.model, self.objective, self.runtime, precision=self.plan.precision, compiled=compiled
         )
-        horizon = self.plan.horizon
         with (
             self.signals,
             Prefetch(self.make_batches, self.state.data_step) as self.batches,
-            Progress("train", horizon.total, horizon.unit) as self.progress,
+            self.journal,
         ):
             decision = self.loop()
-        if self.leads:
-            self.checkpoints.wait()
-            self.log.close()
+            if self.leads:
+                self.checkpoints.wait()
         return self.summary(decision)
 
     def loop(self) -> Decision:
@@ -216,7 +211,7 @@ class Run:
         self.meter.add(outcome, self.plan.batch_tokens, self.recent_seconds[-1])
         if self.state.step % self.config.log_every == 0:
             self.write_line(multiplier)
-        self.show(moment)
+        self.journal.show(self.state.step, self.elapsed(), median(self.recent_seconds))
 
     def settle(self, keep: int) -> bool:
         """Look at all steps taken but the last `keep`; True if that led back to a checkpoint."""
@@ -225,24 +220,15 @@ class Run:
             if bool(taken.outcome.finite):
                 self.state.skips = 0
                 continue
-            self.note(taken)
+            self.state.skips += 1
+            self.state.skipped += 1
+            documents = self.agreement.gathered(taken.documents)
+            loss, norm = taken.outcome.loss.item(), taken.outcome.norm.item()
+            self.journal.skipped(taken.step, taken.data_step, documents, loss, norm)
             if self.state.skips >= self.config.max_skips:
                 self.roll_back()
                 return True
         return False
-
-    def note(self, taken: Taken) -> None:
-        """Record a step that was not finite, and so changed nothing."""
-        self.state.skips += 1
-        self.state.skipped += 1
-        documents = self.agreement.gathered(taken.documents)
-        if self.leads:
-            loss, norm = taken.outcome.loss.item(), taken.outcome.norm.item()
-            self.quarantine.write(taken.step, taken.data_step, documents, loss, norm)
-            say(
-                f"step {taken.step} changed nothing: its loss is {loss:g} and its gradient norm {norm:g};"
-                f" the documents of the batch are in {self.quarantine.path}"
-            )
 
     def roll_back(self) -> None:
         """Weights and optimizer as last saved; the data goes on behind the batches that did harm."""
@@ -256,20 +242,18 @@ class Run:
             )
         self.load(folder)
         self.state.data_step, self.state.elapsed = now.data_step, now.elapsed
-        self.state.skipped, self.state.rollbacks = now.skipped, now.rollbacks + 1
+        self.state.skips, self.state.skipped, self.state.rollbacks = 0, now.skipped, now.rollbacks + 1
         self.taken.clear()
-        if self.leads:
-            say(f"back to {folder.name}, and on with data that was not seen yet")
+        self.journal.say(f"back to {folder.name}, and on with data that was not seen yet")
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, or begin."""
         folder = self.newest_checkpoint()
-        if folder is not None:
-            self.load(folder)
-            if self.leads:
-                say(f"going on from {folder.name}")
-        elif self.leads:
-            self.log.keep(-1)
+        if folder is None:
+            self.journal.keep(-1)  # lines of a run that ended before it saved anything
+            return
+        self.load(folder)
+        self.journal.say(f"going on from {folder.name}")
 
     def newest_checkpoint(self) -> Path | None:
         """Where to go back to, the same on all ranks."""
@@ -280,16 +264,17 @@ class Run:
 
     def load(self, folder: Path) -> None:
         """Everything as it was when `folder` was saved."""
+        planned = self.state.micro_rows
         saved = restore(folder, self.model, self.optimizer)
-        chosen = self.state.micro_rows
         self.state = State.from_json(saved, self.state, folder)
-        if self.config.micro_batch_tokens != "auto":
-            self.state.micro_rows = chosen
+        cut = self.state.micro_rows * self.runtime.world_size
+        if self.config.micro_batch_tokens != "auto" or self.plan.batch_rows % cut:
+            self.state.micro_rows = planned
         self.meter.start(Window(**self.state.window))
-        self.looks.restore(self.state.cadences)
+        self.looks.restore(self.state.cadences, self.state.costs)
         self.saves = self.saves.restored(self.state.cadences[CHECKPOINT])
-        if self.leads:
-            self.log.keep(self.state.step)
+        self.save_seconds = self.state.costs[CHECKPOINT]
+        self.journal.keep(self.state.step)
 
     def save(self, decision: Decision) -> None:
         """Hand everything to the checkpoint's thread; the first and the last are waited for."""
@@ -303,7 +288,8 @@ class Run:
         first = not self.save_seconds
         self.state.window = asdict(self.meter.read())
         self.state.cadences = {CHECKPOINT: self.saves.state(), **self.looks.state()}
-        self.log.sync()
+        self.state.costs = {CHECKPOINT: self.save_seconds, **self.looks.seconds}
+        self.journal.sync()
         self.checkpoints.save(
             moment.step,
             model=self.model,
@@ -322,9 +308,8 @@ class Run:
         figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
         if name == VALIDATION:
             self.state.validation = dict(figures)
-            self.shown["validation"] = f"{figures['validation_loss']:.3f}"
-        if self.leads and figures:
-            self.log.write(moment.step, name, {**figures, **self.place()})
+        if figures:
+            self.journal.write(moment.step, name, {**figures, **self.place()})
 
     def place(self) -> dict[str, float]:
         """Where in the run and in the data a line was written."""
@@ -338,27 +323,11 @@ class Run:
         """One line of means since the last: the only time that the loop waits for the device."""
         figures = self.meter.take()
         rate, flops = figures["tokens_per_second"], self.model.config.flops_per_token(self.plan.row_tokens)
-        mfu = rate * flops / self.peak if rate else None
-        learning_rate = multiplier * self.config.optimizer.learning_rate
-        if self.leads:
-            self.log.write(
-                self.state.step,
-                "train",
-                {**figures, "learning_rate": learning_rate, "mfu": mfu, **self.place()},
-            )
-        if figures["loss"] is not None and rate and mfu:
-            self.shown |= {"loss": f"{figures['loss']:.3f}", "tokens/s": f"{rate:,.0f}", "MFU": f"{mfu:.0%}"}
-
-    def show(self, moment: Moment) -> None:
-        """The live line."""
-        if not self.leads:
-            return
-        horizon, seconds = self.plan.horizon, median(self.recent_seconds)
-        if horizon.unit == "s":
-            done, left = self.elapsed(), horizon.total - self.elapsed()
-        else:
-            done, left = self.state.step, (horizon.total - self.state.step) * seconds
-        self.progress.update(done, step=f"{self.state.step:,}", **self.shown, ETA=clock(max(left, 0)))
+        more = {
+            "learning_rate": multiplier * self.config.optimizer.learning_rate,
+            "mfu": rate * flops / self.peak if rate else None,
+        }
+        self.journal.write(self.state.step, "train", {**figures, **more, **self.place()})
 
     def summary(self, decision: Decision) -> Summary:
         """What the run came to."""

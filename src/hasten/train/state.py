@@ -28,6 +28,7 @@ class State:
     validation: dict[str, float] = field(default_factory=dict)  # the last figures
     window: dict[str, Any] = field(default_factory=dict)
     cadences: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)  # seconds of a save and of each look
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` needs."""
