@@ -5,7 +5,7 @@ Letters in shapes: B rows, T prompt tokens, D model width, V vocabulary.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from hasten.core.errors import ConfigError
 from hasten.generate.cache import KeyValueCache
 from hasten.generate.completion import Completion, Row
 from hasten.generate.config import GenerateConfig
+from hasten.generate.half import half_weights, worth_halving
 from hasten.generate.sample import Sampler
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
@@ -76,13 +77,18 @@ def ready(model: Decoder, config: GenerateConfig) -> Iterator[Decoder]:
 
     Compiled blocks run eagerly: a cache grows with every token, and each length would be compiled anew.
     """
-    dtype = {"model": model.embedding.weight.dtype, "fp32": torch.float32, "bf16": torch.bfloat16}
-    same = dtype[config.precision] == model.embedding.weight.dtype
-    prepared = model if same else copy.deepcopy(model).to(dtype[config.precision])
+    stored = model.embedding.weight.dtype
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision, stored)
+    prepared = model if wanted == stored else copy.deepcopy(model).to(wanted)
+    halve = config.precision == "auto" and worth_halving(prepared, config.max_new_tokens)
     training = model.training
     prepared.eval()
     try:
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with (
+            torch.inference_mode(),
+            torch.compiler.set_stance("force_eager"),
+            half_weights(prepared) if halve else nullcontext(),
+        ):
             yield prepared
     finally:
         model.train(training)
@@ -118,7 +124,7 @@ def extend_within_context(model: Decoder, rows: list[Row], sampler: Sampler) -> 
     with KeyValueCache(model, padding, capacity=tokens.shape[1] + room) as cache:
         hidden = cache.read(tokens.to(cache.starts.device))
         while True:
-            chosen = sampler.choose(model.logits(hidden[:, -1]))
+            chosen = sampler.choose(model.logits(hidden[:, -1:])[:, 0])
             going = [i for i, token in enumerate(chosen.tolist()) if rows[i].push(token)]
             if len(going) < len(rows):
                 rows, chosen = [rows[i] for i in going], chosen[going]
