@@ -38,14 +38,14 @@ def edit(text, share, generator):
     return " ".join(out)
 
 
-def find(texts, threshold=THRESHOLD, alive=None):
+def find(texts, threshold=THRESHOLD, alive=None, fixed=None):
     hashes = [words(text).hashes for text in texts]
     signed = signatures(hashes)
     half = len(texts) // 2
     rows = Rows([signed[:half], signed[half:]])
-    return near_duplicates(
-        list(bands(signed)), rows, np.ones(len(texts), bool) if alive is None else alive, threshold
-    )
+    everyone, nobody = np.ones(len(texts), bool), np.zeros(len(texts), bool)
+    alive, fixed = everyone if alive is None else alive, nobody if fixed is None else fixed
+    return near_duplicates(list(bands(signed)), rows, alive, threshold, fixed)
 
 
 def jaccard(one, other):
@@ -111,6 +111,17 @@ def test_the_signature_estimates_the_jaccard_index_without_bias():
         errors.append(np.mean(signed[0] == signed[1]) - len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(len(errors))
     assert np.std(errors) < 1.3 * 0.5 / np.sqrt(SIGNATURE)  # a binomial's is at most half over the root of n
+
+
+def test_fixed_texts_stay_and_what_repeats_any_of_them_goes():
+    generator = random.Random(3)
+    original = write_texts(1, generator)[0].split()
+    near = ["new" if place % 18 == 5 else word for place, word in enumerate(original)]
+    nearer = ["new" if place % 18 == 14 else word for place, word in enumerate(near)]
+    texts = [" ".join(words) for words in (original, near, nearer)]
+    assert jaccard(texts[0], texts[2]) < 0.52 and min(jaccard(texts[0], texts[1]), jaccard(*texts[1:])) > 0.7
+    fixed = np.array([True, True, False])
+    assert find(texts, fixed=fixed).tolist() == [0, 1, 1]
 
 
 def test_texts_that_are_not_alive_neither_drop_nor_are_dropped():

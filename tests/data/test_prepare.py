@@ -329,6 +329,40 @@ def test_a_held_out_document_is_never_in_training_under_another_name(tmp_path, s
     assert names == {path.name for path in stories.iterdir()} - {"0004.txt"}
 
 
+def test_held_out_sources_are_kept_as_they_are(tmp_path, stories):
+    """Rules, duplicates and protected passages thin out training only."""
+    exam = tmp_path / "exam"
+    exam.mkdir()
+    original = (stories / "0004.txt").read_text()
+    for name, text in {
+        "a": original,
+        "b": original,
+        "c": "Two",
+        "d": original + "More of it.",
+        "e": "",
+    }.items():
+        (exam / f"{name}.txt").write_text(text)
+    held_out = SourceConfig(paths=(str(exam),))
+    settings = config(
+        tmp_path,
+        stories,
+        split=SplitConfig(validation=0.1, test_sources=(held_out,)),
+        decontaminate_against=(held_out,),
+    )
+    prepared = prepare(settings, progress=False)
+    assert [document.id for document in prepared.texts("test")] == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert {rule: entry.documents for rule, entry in prepared.report.dropped.items()} == {
+        "empty": 1,
+        "contaminated": 1,
+    }
+
+
+def test_files_that_are_not_read_are_told(tmp_path, stories, capsys):
+    (stories / "cover.png").write_bytes(b"\x89PNG")
+    prepare(config(tmp_path, stories))
+    assert "sources    stories: files of kinds that are not read: 1 .png" in capsys.readouterr().out
+
+
 def test_one_long_text_is_split_by_position(tmp_path):
     text = "".join(story(random.Random(seed)) for seed in range(100))
     (tmp_path / "book.txt.gz").write_bytes(gzip.compress(text.encode()))

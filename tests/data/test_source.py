@@ -10,7 +10,7 @@ import pytest
 from hasten.core.config import parse
 from hasten.core.errors import ConfigError, DataError, MissingExtraError
 from hasten.data.config import DataConfig, SourceConfig
-from hasten.data.source import Document, documents, files, standard_library
+from hasten.data.source import Document, documents, files, left_out, standard_library, text_bytes
 
 
 @pytest.fixture
@@ -64,7 +64,28 @@ def test_a_glob_is_named_from_its_first_wildcard_on(tree):
 
 def test_files_met_twice_are_read_once_and_names_stay_apart(tree):
     found = [document.id for document in documents(source("tree/a/a.md", "tree/a/*.md", "tree/b.txt"))]
-    assert found == ["a/a.md", "b.txt"]
+    assert found == ["a/a.md", "tree/b.txt"]
+
+
+def test_names_below_several_roots_stay_apart_wherever_the_roots_are(tree):
+    for name in "one/texts", "two/texts":
+        (tree / name).mkdir(parents=True)
+        (tree / name / "same.txt").write_text(name)
+    both = source("tree/one/texts", "tree/two/texts", "tree/b.txt", name="both")
+    assert [d.id for d in documents(both)] == ["texts-0/same.txt", "texts-1/same.txt", "tree/b.txt"]
+
+
+def test_files_of_other_kinds_in_a_folder_are_counted(tree):
+    (tree / "a" / "Makefile").write_text("all:")
+    assert left_out(source("tree", "stdlib")) == {".png": 1, "Makefile": 1}
+    assert left_out(source("tree/b.txt")) == {}
+
+
+def test_the_amount_of_text_is_known_where_sizes_of_files_tell_it(tree):
+    assert text_bytes(source("tree/b.txt", "tree/a/code.py")) == len("bee" + "x = 1\n")
+    (tree / "c.txt.gz").write_bytes(gzip.compress(b"see"))
+    assert text_bytes(source("tree")) is None
+    assert text_bytes(SourceConfig(hub="a/b")) is None
 
 
 def test_a_separator_cuts_plain_text_into_numbered_documents(tree):

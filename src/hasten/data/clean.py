@@ -24,6 +24,8 @@ MOJIBAKE = re.compile(
     "[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u201a-\u203a\u0152\u0153\u0160\u0161\u017d\u0178\u02c6\u02dc]"
 )
 CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u0080-\u009f\ufeff\ufffe\uffff]")
+EMPTY = "empty"
+
 NEWLINES = re.compile("\r\n?|\u2028|\u2029|\x85")
 BULLET = re.compile(r"\s*[-*•‣▪◦●·]\s")
 GENERATED = re.compile(r"\b(auto-?generated|generated (by|from|automatically)|do not edit)\b", re.IGNORECASE)
@@ -186,10 +188,12 @@ def mend(document: Document, config: CleanConfig) -> str:
     text = text.removeprefix("\ufeff")
     if not config.repair or profile(document, config) != "prose":
         return text
-    if not text.isascii():
-        text = ftfy.fix_encoding(text) if MOJIBAKE.search(text) else text
-        text = unicodedata.normalize("NFC", NEWLINES.sub("\n", text))
-    return CONTROL.sub("", text)
+    if text.isascii():
+        return CONTROL.sub("", text)
+    if MOJIBAKE.search(text):
+        text = ftfy.fix_encoding(text)
+    # In this order: the remains of mojibake are control characters, and they keep letter and accent apart.
+    return unicodedata.normalize("NFC", CONTROL.sub("", NEWLINES.sub("\n", text)))
 
 
 def profile(document: Document, config: CleanConfig) -> str:
@@ -200,7 +204,7 @@ def profile(document: Document, config: CleanConfig) -> str:
 def broken_rule(document: Document, text: str, found: Words, config: CleanConfig) -> str | None:
     """The name of the first rule that the mended `text` of `document` breaks, or None."""
     if not text.strip():
-        return "empty"
+        return EMPTY
     rules = {"prose": PROSE_RULES, "code": CODE_RULES}.get(profile(document, config), {})
     view = Text(text, found)
     return next((name for name, breaks in rules.items() if breaks(view, config)), None)

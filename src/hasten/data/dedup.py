@@ -81,11 +81,12 @@ class Rows:
 
 
 def near_duplicates(
-    keys: Iterable[Hashes], signed: Rows, alive: NDArray[np.bool_], threshold: float
+    keys: Iterable[Hashes], signed: Rows, alive: NDArray[np.bool_], threshold: float, fixed: NDArray[np.bool_]
 ) -> Numbers:
     """[D]: for each document the one that stays and that it nearly repeats, or itself.
 
-    `keys` gives the bands, [D] each, one after the other; what is not `alive` is left out.
+    `keys` gives the bands, [D] each, one after the other; what is not `alive` is left out, and what is
+    `fixed` stays whatever it repeats.
     """
     parents = np.arange(len(alive), dtype=np.int64)
     for key in keys:
@@ -97,7 +98,7 @@ def near_duplicates(
                 join(parents, *pair)
     likeness = np.arange(len(alive), dtype=np.int64)
     for members in groups(parents):
-        likeness[members] = nearest_kept(members, signed, threshold)
+        likeness[members] = nearest_kept(members, signed, threshold, fixed)
     return likeness
 
 
@@ -116,16 +117,17 @@ def groups(parents: Numbers) -> Iterator[Numbers]:
         yield np.append(root(parents, int(members[0])), members)
 
 
-def nearest_kept(members: Numbers, signed: Rows, threshold: float) -> Numbers:
+def nearest_kept(members: Numbers, signed: Rows, threshold: float, fixed: NDArray[np.bool_]) -> Numbers:
     """For each member of a group, in order: the nearest one kept so far, or itself, which is then kept."""
     kept, leaders = [0], [int(members[0])]
     rows = signed[members]
     for place in range(1, len(members)):
         near = agreement(rows[kept], rows[place])
         best = int(near.argmax())
-        if near[best] < threshold:
+        if near[best] < threshold or fixed[members[place]]:
             kept.append(place)
-        leaders.append(int(members[kept[best] if near[best] >= threshold else place]))
+            best = -1
+        leaders.append(int(members[kept[best]]))
     return np.array(leaders, np.int64)
 
 

@@ -16,16 +16,26 @@ EXACT, NEAR = "exact duplicate", "near-duplicate"
 
 @dataclass(frozen=True)
 class Judgement:
-    """D documents in order of their parts; of each group of duplicates the first stays."""
+    """D documents in order of their parts, held-out sources first: of equal documents the first stays."""
 
     parts: list[Part]
     config: CleanConfig
 
     @cached_property
+    def held_out(self) -> NDArray[np.bool_]:
+        """[D]: whether a document stays whatever it repeats: what to test on is not ours to thin out."""
+        return np.concatenate([np.full(part.documents, part.split != "train") for part in self.parts])
+
+    @cached_property
     def equal(self) -> Numbers:
         """[D]: the first document with the same text, often the document itself."""
         digests = np.concatenate([part.array(DIGESTS) for part in self.parts])
-        return first_equal(digests) if self.config.exact_duplicates else np.arange(len(digests))
+        numbers = np.arange(len(digests))
+        return (
+            np.where(self.held_out, numbers, first_equal(digests))
+            if self.config.exact_duplicates
+            else numbers
+        )
 
     @cached_property
     def alike(self) -> Numbers:
@@ -37,7 +47,7 @@ class Judgement:
         alive = (self.equal == numbers) & (lengths >= LEAST_WORDS)
         keys = (np.concatenate([part.array(BAND_KEYS)[band] for part in self.parts]) for band in range(BANDS))
         signed = Rows([part.array(SIGNATURES) for part in self.parts])
-        return near_duplicates(keys, signed, alive, self.config.near_duplicates)
+        return near_duplicates(keys, signed, alive, self.config.near_duplicates, self.held_out)
 
     def keep(self) -> list[NDArray[np.bool_]]:
         """For each part [its documents]: whether they stay."""

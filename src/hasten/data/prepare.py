@@ -30,7 +30,7 @@ from hasten.data.encode import TEXTS_SUFFIX, Counts, Cut, Encoder
 from hasten.data.identity import input_fingerprint, only_one
 from hasten.data.judge import Judgement
 from hasten.data.shards import Shards, open_split
-from hasten.data.source import Document, documents
+from hasten.data.source import Document, documents, left_out, text_bytes
 from hasten.data.split import SPLITS, Split, by_document
 from hasten.data.stage import Part, Stage, read_texts
 from hasten.data.tally import Tally
@@ -189,7 +189,7 @@ class Preparation:
         write_json(self.work / RECORD, {"splits": counts, "clean": tally.to_json(), "config": sources})
 
     def sources(self) -> Iterator[tuple[Split, SourceConfig]]:
-        """Held-out sources come first: of two equal documents it is the one in training that goes."""
+        """Held-out sources come first: of two equal documents the one in training goes."""
         yield from (("test", source) for source in self.config.split.test_sources)
         yield from (("validation", source) for source in self.config.split.validation_sources)
         yield from (("train", source) for source in self.config.sources)
@@ -202,9 +202,19 @@ class Preparation:
         if protected.too_short and self.progress:
             short = f"{protected.too_short:,} protected texts of fewer than {RUN_WORDS} words"
             say(f"clean      {short} are too short to be looked for")
-        with self.line("clean") as line:
+        self.tell_left_out()
+        sizes = [text_bytes(source) for _, source in self.sources()]
+        total = None if None in sizes else sum(size or 0 for size in sizes)
+        with self.line("clean", total) as line:
             stage = Stage(self.work / STAGE / "parts", self.config, protected, line.advance)
             return [part for split, source in self.sources() for part in stage.parts(split, source)]
+
+    def tell_left_out(self) -> None:
+        """Say which files in the sources' folders are not read."""
+        for _, source in self.sources() if self.progress else ():
+            if others := left_out(source):
+                kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
+                say(f"sources    {source.title}: files of kinds that are not read: {kinds}")
 
     def cut(self, parts: list[Part], keep: list[NDArray[np.bool_]]) -> list[Cut]:
         """How each part is divided into splits."""

@@ -1,7 +1,7 @@
 """From what a recipe names to documents: files found, told apart by extension, and read as streams."""
 
-import os
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import glob
@@ -98,12 +98,38 @@ def documents_of(file: File, source: SourceConfig, bad: BadLines) -> Iterator[Do
 
 def files(source: SourceConfig) -> list[File]:
     """The files of `source`, sorted by their path below the source's root; none is opened."""
-    found = [(root, path) for text in source.paths for root, paths in [find(text)] for path in paths]
-    if not found:
-        return []
-    top = Path(os.path.commonpath([root for root, _ in found]))
-    names = {path: path.relative_to(top).as_posix() for _, path in found}
-    return [File(path, name) for path, name in sorted(names.items(), key=lambda item: item[1])]
+    places = [find(text) for text in source.paths]
+    roots = list(dict.fromkeys(root for root, _ in places))
+    found: dict[Path, str] = {}
+    for root, paths in places:
+        for path in paths:
+            found.setdefault(path, (prefix(root, roots) / path.relative_to(root)).as_posix())
+    return [File(path, name) for path, name in sorted(found.items(), key=lambda item: item[1])]
+
+
+def prefix(root: Path, roots: list[Path]) -> Path:
+    """What keeps the names below several roots apart: the root's own name, numbered where two are equal."""
+    if len(roots) == 1:
+        return Path()
+    same = [other for other in roots if other.name == root.name]
+    return Path(root.name if len(same) == 1 else f"{root.name}-{same.index(root)}")
+
+
+def left_out(source: SourceConfig) -> dict[str, int]:
+    """{extension: how many} of the files below the source's folders that are of no kind that is read."""
+    folders = [Path(text).expanduser() for text in source.paths if text != STDLIB]
+    paths = (path for folder in folders if folder.is_dir() for path in visible_below(folder))
+    return dict(Counter(extension(path) or path.name for path in paths if extension(path) not in KNOWN))
+
+
+def text_bytes(source: SourceConfig) -> int | None:
+    """About how much text there is, or None where sizes of files do not tell."""
+    if source.hub:
+        return None
+    paths = [file.path for file in files(source)]
+    if any(path.suffix.lower() in {*COMPRESSED, ".parquet"} for path in paths):
+        return None
+    return sum(path.stat().st_size for path in paths)
 
 
 def find(text: str) -> tuple[Path, list[Path]]:
@@ -138,17 +164,20 @@ def kinds() -> str:
 
 
 def readable_below(folder: Path, text: str) -> list[Path]:
-    """Every file of a known kind below `folder`, hidden ones left out."""
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if extension(path) in KNOWN
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    """Every file of a known kind below `folder`."""
+    paths = [path for path in visible_below(folder) if extension(path) in KNOWN]
     if not paths:
         raise DataError(f"{text}: this folder holds no file that can be read. {kinds()}")
     return paths
+
+
+def visible_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted, without those whose name, or folder's name, begins with a dot."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+    ]
 
 
 def matching(pattern: Path, text: str) -> tuple[Path, list[Path]]:

@@ -17,7 +17,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from hasten.core.files import publish, read_manifest, sweep
-from hasten.data.clean import look
+from hasten.data.clean import EMPTY, look
 from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.contamination import Protected
 from hasten.data.dedup import bands, digest, signatures
@@ -171,7 +171,7 @@ class Stage:
             pass
         while not last:
             note = {"split": split, "source": source.title, "number": number}
-            part = self.write(self.part_folder(split, source, number), note, stream, bad, read_to)
+            part = self.write(note, stream, bad, read_to, self.part_folder(split, source, number))
             yield part
             number, read_to, last = number + 1, part.read_to, part.last
 
@@ -180,7 +180,7 @@ class Stage:
         return self.folder / f"{split}-{source.title}-{number:05}"
 
     def write(
-        self, folder: Path, note: dict[str, Any], stream: Iterator[Document], bad: BadLines, read_to: int
+        self, note: dict[str, Any], stream: Iterator[Document], bad: BadLines, read_to: int, folder: Path
     ) -> Part:
         """Read documents from `stream` until the part is full or there are no more."""
         bad.count, bad.examples = 0, []
@@ -188,7 +188,7 @@ class Stage:
             draft = Draft(temporary, self.config.clean.near_duplicates is not None)
             last = True
             for document in stream:
-                self.take(document, draft)
+                self.take(document, draft, held_out=note["split"] != "train")
                 if draft.is_full:
                     last = False
                     break
@@ -200,17 +200,20 @@ class Stage:
         assert part is not None
         return part
 
-    def take(self, document: Document, draft: Draft) -> None:
-        """Judge a document: into the draft, or into its tally."""
+    def take(self, document: Document, draft: Draft, held_out: bool) -> None:
+        """Judge a document: into the draft, or into its tally.
+
+        Of held-out sources only empty documents go: what to test on is not for the rules to choose.
+        """
         config = self.config.clean
         text, found, rule = look(document, config)
         size = len(text.encode())
         draft.tally.documents += 1
         draft.tally.bytes += size
         self.advance(size)
-        if rule:
+        if rule and (not held_out or rule == EMPTY):
             draft.tally.drop(rule, document.id, text)
-        elif passage := self.protected.passage_in(found.hashes, config.contamination):
+        elif not held_out and (passage := self.protected.passage_in(found.hashes, config.contamination)):
             draft.tally.drop("contaminated", document.id, text, f"holds a passage of {passage}")
         else:
             draft.keep(document.id, text, found.hashes)
