@@ -62,7 +62,7 @@ def test_ordinary_prose_passes(text):
         ("placeholder text", "Welcome. Lorem ipsum dolor sit amet, consectetur.", {}),
         (
             "repeated lines",
-            "".join(f"{word} one two\n" for word in many_words(12)) + "Sign up for our letter\n" * 12,
+            "".join(f"{word} one two\n" for word in many_words(20)) + "Sign up for our letter\n" * 20,
             {},
         ),
         ("repeated words", " ".join(many_words(60)) + " buy it now" * 20, {}),

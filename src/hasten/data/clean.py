@@ -30,7 +30,7 @@ NEWLINES = re.compile("\r\n?|\u2028|\u2029|\x85")
 BULLET = re.compile(r"\s*[-*•‣▪◦●·]\s")
 GENERATED = re.compile(r"\b(auto-?generated|generated (by|from|automatically)|do not edit)\b", re.IGNORECASE)
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-REPETITION_WORDS = (50, 20_000)
+REPETITION_WORDS = (100, 20_000)
 REPEATED_LINES, REPEATED_LINE_CHARACTERS = 0.30, 0.20
 
 

@@ -91,7 +91,7 @@ class CleanConfig(Config):
         None, description="English prose only; Gopher 2 of: the be to of and that have with"
     )
     repetition: bool = Field(
-        True, description="prose: Gopher's table of repeated lines and n-grams, of 50 words and more"
+        True, description="prose: Gopher's table of repeated lines and n-grams, of 100 words and more"
     )
     placeholders: bool = Field(True, description="prose: drop pages of 'lorem ipsum' (C4)")
     max_line_length: int | None = Field(20_000, description="code: characters; The Stack 1,000")
