@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny_run
+import torch
 from tiny_run import EOT, POISON, ROW_TOKENS, Act, PoisonedCrossEntropy, make_run, write_corpus
 
 from hasten.core.errors import CheckpointError, ConfigError, DataError, HastenError
@@ -19,6 +20,7 @@ from hasten.core.files import damage
 from hasten.data.shards import open_split
 from hasten.train import plan
 from hasten.train.metrics import measure_peak
+from hasten.train.restore import read_tensors
 from hasten.train.schedule import WSD
 
 STEPS = 20
@@ -247,11 +249,27 @@ def test_a_run_that_cannot_be_saved_by_going_back_ends_with_advice(prepared: Pat
     run = make_run(
         tmp_path, data, **every_three(max_skips=2, max_rollbacks=1), objective=PoisonedCrossEntropy()
     )
-    with pytest.raises(
-        HastenError, match=r"not finite in 2 steps in a row, after going back 1 times; lower the"
-    ):
+    with pytest.raises(HastenError, match=r"not finite around step 3, after going back 1 times; lower"):
         run.fit()
     assert damage(tmp_path / "checkpoints/step-000000") is None
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(prepared: Path, tmp_path: Path) -> None:
+    """They are spoilt one step before a save: the run goes back to step 8 and on with new data."""
+    spoilt: list[int] = []
+
+    def spoil(step: int) -> None:
+        if step == 11 and not spoilt:
+            spoilt.append(step)
+            with torch.no_grad():
+                run.model.layers["0"].attention.query.weight.fill_(torch.nan)
+
+    run = make_run(tmp_path, prepared, **every_three(log_every=1, keep_last=9), probes=[Act(1, spoil)])
+    summary = run.fit()
+    assert (summary.steps, summary.skipped, summary.rollbacks, summary.completed) == (STEPS, 1, 1, True)
+    for step in (0, 4, 8, 12, 16, 20):
+        weights = read_tensors(tmp_path / f"checkpoints/step-{step:06}", "weights/model")
+        assert all(tensor.isfinite().all() for tensor in weights.values()), step
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:

@@ -150,6 +150,9 @@ class Run:
             decision = self.decide()
             if self.settle(keep=0 if decision.looks or decision.save else 1):
                 continue
+            if decision.save and not self.sound():
+                self.roll_back()
+                continue
             for name in decision.looks:
                 self.look(name, decision.moment)
             if decision.save:
@@ -230,6 +233,10 @@ class Run:
                 return True
         return False
 
+    def sound(self) -> bool:
+        """Whether all weights are finite: nothing else may become a checkpoint to go back to."""
+        return bool(torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all())
+
     def roll_back(self) -> None:
         """Weights and optimizer as last saved; the data goes on behind the batches that did harm."""
         now = self.state
@@ -237,8 +244,8 @@ class Run:
         if folder is None or now.rollbacks >= self.config.max_rollbacks:
             back = f"after going back {now.rollbacks} times" if folder else "and there is no checkpoint yet"
             raise HastenError(
-                f"{self.folder}: the loss was not finite in {now.skips} steps in a row, {back}; lower the"
-                " learning rates in train.optimizer, or clean the documents in quarantine.jsonl"
+                f"{self.folder}: loss or weights are not finite around step {now.step}, {back}; lower the"
+                " learning rates in train.optimizer, or clean the documents that quarantine.jsonl names"
             )
         self.load(folder)
         self.state.data_step, self.state.elapsed = now.data_step, now.elapsed
