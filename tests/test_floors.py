@@ -16,7 +16,7 @@ FLOORS = [
     {"adapt", "objective", "parallel"},
     {"train", "generate", "compress"},
     {"evaluate", "serve", "report", "plan"},
-    {"cli", "recipe", "journey", "recipes", "verbs"},
+    {"__main__", "cli", "verbs", "journey", "stages", "overview", "recipe", "recipes"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

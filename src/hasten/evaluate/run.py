@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from hasten.core.config import Config
-from hasten.core.console import Progress
+from hasten.core.console import Progress, say
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json
 from hasten.core.runtime import has_fast_bf16
@@ -150,8 +150,11 @@ def by_source(scores: TokenScores, documents: Sequence[Document]) -> dict[str, A
 
 def code(
     model: Decoder, tokenizer: Tokenizer, documents: Sequence[Document], config: CodeConfig, seed: int
-) -> dict[str, Any]:
-    """The parse rate of the model's continuations, and of the authors' own cut at as many tokens."""
+) -> dict[str, Any] | None:
+    """The parse rate of the model's continuations, and of the authors' own cut at as many tokens.
+
+    None, and a line that says so, where no document holds a Python function.
+    """
     room = model.config.max_positions - config.max_new_tokens
     if room < 1:
         raise ConfigError(
@@ -165,10 +168,8 @@ def code(
         fits=lambda prompt: len(tokenizer.encode(prompt)) < room,
     )
     if not prompts:
-        raise DataError(
-            f"none of the {len(documents)} documents holds a Python function to continue;"
-            " leave evaluate.code out for text that is not Python"
-        )
+        say(f"evaluate   none of {len(documents):,} documents holds a Python function: no parse rate")
+        return None
     settings = GenerateConfig(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=seed
     )

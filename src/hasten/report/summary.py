@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hasten.core.files import write_json
 from hasten.report.curves import number
 from hasten.report.figures import compact, duration, percent, significant
 from hasten.report.files import RunFiles, read_run, read_runs
@@ -27,6 +28,7 @@ ROWS: tuple[tuple[str, str, Formatter], ...] = (
     ("best_validation_loss", "best_validation_loss", lambda loss: f"{loss:.4f}"),
     ("tokens_per_second", "throughput", lambda rate: f"{compact(rate)} tokens/s"),
     ("mfu", "mfu", percent),
+    ("loss", "held_out_loss", lambda loss: f"{loss:.4f}"),
     ("bits_per_byte", "bits_per_byte", lambda bits: f"{bits:.4f}"),
     ("lzma_stream", "lzma_stream", lambda bits: f"{bits:.4f}"),
     ("lzma_each", "lzma_each", lambda bits: f"{bits:.4f}"),
@@ -85,6 +87,7 @@ def evaluated(run: RunFiles) -> dict[str, Any]:
     score, code = evaluation.score, evaluation.code
     compressed = {name: baseline.bits_per_byte for name, baseline in evaluation.baselines.items()}
     return {
+        "loss": score.loss if score else None,
         "bits_per_byte": score.bits_per_byte if score else None,
         "stderr": score.stderr if score else None,
         "perplexity": score.perplexity if score else None,
@@ -93,6 +96,28 @@ def evaluated(run: RunFiles) -> dict[str, Any]:
         "lzma_stream": compressed.get("lzma_stream"),
         "lzma_each": compressed.get("lzma_each"),
     }
+
+
+PUBLISHED = {
+    "parameters": "parameters",
+    "tokens": "tokens",
+    "seconds": "seconds",
+    "val_loss": "best_validation_loss",
+    "test_loss": "loss",
+    "test_bits_per_byte": "bits_per_byte",
+    "test_accuracy": "accuracy",
+    "parse_rate": "parse_rate",
+    "lzma_bits_per_byte": "lzma_each",
+    "lzma_stream_bits_per_byte": "lzma_stream",
+}
+"""The names in summary.json, for programs, and the figures that they stand for."""
+
+
+def write_summary(folder: Path, page: Path) -> None:
+    """Write summary.json: the names of PUBLISHED, null where nothing tells, and the page's path."""
+    figures = summary(folder)
+    published = {name: figures.get(figure) for name, figure in PUBLISHED.items()}
+    write_json(folder / "summary.json", {**published, "report": str(page)})
 
 
 def rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

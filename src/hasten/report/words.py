@@ -62,6 +62,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Measured on documents that took no part in training.",
         "在未参与训练的文档上测得。",
     ),
+    "held_out_loss": ("Test loss", "测试损失"),
     "lzma_stream": ("LZMA, one stream", "LZMA，整体压缩"),
     "lzma_each": ("LZMA, each file", "LZMA，逐个压缩"),
     "lower_is_better": ("Bits per byte; shorter is better", "每字节比特数；越短越好"),

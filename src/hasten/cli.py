@@ -1,0 +1,94 @@
+"""The command line: `hasten VERB recipe.yaml key=value ...`.
+
+Only the verb that is asked for is imported: `hasten --help` answers without torch.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from hasten import __version__
+from hasten.core.errors import ConfigError, HastenError, did_you_mean
+
+VERBS = {
+    "journey": "every stage of a recipe in turn; a stage whose inputs are unchanged is not run again",
+    "prepare": "files to clean, tokenised, memory-mapped shards",
+    "train": "train a model; run again, it resumes where it stopped",
+    "evaluate": "score the trained model on the held-out test text",
+    "generate": "continue prompts",
+    "chat": "talk with a model in the terminal",
+    "report": "draw report.html from the files of one or several runs",
+    "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
+    "recipes": "list the recipes that ship: purpose, hardware, time",
+    "init": "copy a recipe that ships into your folder",
+    "schema": "print the JSON schema of recipes, for editors",
+}
+
+EXAMPLES = """\
+examples:
+  hasten journey demo                                 from text to a tested model, with a report
+  hasten journey demo data.sources=[my/texts]         the same on your own files
+  hasten init demo my.yaml                            a recipe of your own to edit
+  hasten train my.yaml train.minutes=10 seed=1        change anything without editing
+  hasten generate runs/demo generate.prompts='["def main("]'
+  hasten report runs/first runs/second                compare runs
+
+A recipe is a YAML file, the name of one that ships, or a run's folder.  `hasten VERB --help` says more.
+Exit codes: 0 done, 1 interrupted or failed, 2 something to mend in what was asked."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the process's exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return run(words)
+    except HastenError as error:
+        print(f"hasten: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nhasten: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left: not an error, but nothing more may be flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Find the verb and hand it the rest of the words."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"hasten {__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        raise ConfigError(
+            f"there is no verb '{verb}'.{did_you_mean(verb, VERBS)} Choose from {', '.join(VERBS)}"
+        )
+    if any(word in ("-h", "--help") for word in rest):
+        print(verb_help(verb))
+        return 0
+    function = getattr(importlib.import_module("hasten.verbs"), verb)
+    return int(function(rest) or 0)
+
+
+def overview() -> str:
+    """What `hasten --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {purpose}" for verb, purpose in VERBS.items()]
+    title = ["hasten VERB RECIPE [key=value ...]", "", "Train Transformer language models, fast.", ""]
+    return "\n".join([*title, *lines, "", EXAMPLES])
+
+
+def verb_help(verb: str) -> str:
+    """What `hasten VERB --help` prints: the verb's own docstring."""
+    function = getattr(importlib.import_module("hasten.verbs"), verb)
+    lines = [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
+    return "\n".join([f"hasten {verb}: {VERBS[verb]}", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

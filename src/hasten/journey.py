@@ -1,0 +1,90 @@
+"""The verbs of a recipe in order; a stage whose inputs are as they were is not run again.
+
+A stage's key is a fingerprint of everything its result depends on: its sections of the recipe, the code that
+computes it, and the keys of the stages before it.  `journey.json` in the run's folder keeps the keys of what
+is done, so an interrupted journey continues and a changed recipe redoes only what the change reaches.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hasten
+from hasten.core.console import clock, say
+from hasten.core.files import fingerprint, write_json
+from hasten.data.prepare import input_fingerprint
+from hasten.recipe import Recipe
+
+JOURNAL = "journey.json"
+INPUTS: dict[str, tuple[set[str], tuple[str, ...], tuple[str, ...]]] = {
+    # stage: sections of the recipe, folders of code, stages before
+    "prepare": ({"data"}, ("core", "tokenizer", "data"), ()),
+    "train": (
+        {"model", "objective", "train", "device"},
+        ("core", "ops", "tokenizer", "model", "data", "objective", "parallel", "train"),
+        ("prepare",),
+    ),
+    "evaluate": ({"evaluate", "checkpoint"}, ("core", "ops", "model", "generate", "evaluate"), ("train",)),
+    "generate": ({"generate", "checkpoint"}, ("core", "ops", "model", "generate"), ("train",)),
+}
+"""Report is not here: it is drawn anew each time, from whatever the others left."""
+
+Action = Callable[[Recipe], object]
+
+
+def run(recipe: Recipe, actions: dict[str, Action], inputs_changed: Action) -> None:
+    """Run the stages of `recipe.journey` that are not done; `inputs_changed` clears the way for a new run."""
+    done = read_journal(recipe.output)
+    keys: dict[str, str] = {}
+    for number, stage in enumerate(recipe.journey, start=1):
+        title = f"[{number}/{len(recipe.journey)}] {stage}"
+        key = keys[stage] = stage_key(stage, recipe, keys)
+        if stage in INPUTS and done.get(stage, {}).get("key") == key:
+            say(f"{title}: unchanged, kept")
+            continue
+        if stage == "train" and stage in done:
+            inputs_changed(recipe)
+            done = {name: entry for name, entry in done.items() if name == "prepare"}
+        say(title)
+        started = time.monotonic()
+        actions[stage](recipe)
+        seconds = time.monotonic() - started
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        done[stage] = {"key": key, "seconds": round(seconds, 1)}
+        write_json(recipe.output / JOURNAL, done)
+        say(f"{title}: done in {clock(seconds)}")
+
+
+def stage_key(stage: str, recipe: Recipe, keys: dict[str, str]) -> str:
+    """The fingerprint of what a stage's result depends on."""
+    sections, folders, before = INPUTS.get(stage, (set(), (), ()))
+    parents = {name: keys[name] for name in before if name in keys}
+    values = recipe.model_dump(mode="json", include=sections)
+    sources = source_state(recipe) if stage == "prepare" else None
+    return fingerprint([stage, values, code_version(folders), parents, sources])
+
+
+def source_state(recipe: Recipe) -> str | None:
+    """The fingerprint of the files that the data come from, as `prepare` sees them."""
+    return input_fingerprint(recipe.text)
+
+
+def code_version(folders: tuple[str, ...]) -> str:
+    """A digest of our own source in the given folders."""
+    digest = hashlib.sha256(hasten.__version__.encode())
+    for folder in folders:
+        for path in sorted((Path(hasten.__file__).parent / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_journal(folder: Path) -> dict[str, Any]:
+    """What is done in a run's folder; an unreadable journal counts as nothing done."""
+    try:
+        journal = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return journal if isinstance(journal, dict) else {}

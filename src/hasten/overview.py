@@ -1,0 +1,60 @@
+"""What can be said of a recipe before anything is started."""
+
+from rich.console import Console
+from rich.table import Table
+
+from hasten.core import config
+from hasten.core.errors import ConfigError
+from hasten.model.config import ModelConfig
+from hasten.recipe import Recipe, shipped
+
+
+def describe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, then what it will cost."""
+    return config.dump(recipe) + "\n" + "\n".join(f"# {line}" for line in costs(recipe))
+
+
+def costs(recipe: Recipe) -> list[str]:
+    """Parameters, FLOPs per token and memory, as far as they are known before the tokenizer is."""
+    try:
+        model = known_vocabulary(recipe)
+    except ConfigError as error:
+        return [f"sizes: {error}"]
+    row_tokens = recipe.data.row_tokens if recipe.data else model.max_positions
+    optimizer = recipe.train.optimizer.kind
+    states, row = model.state_bytes(optimizer), model.activation_bytes(1, row_tokens)
+    flops = model.flops_per_token(row_tokens)
+    return [
+        f"parameters            {model.num_parameters:,}",
+        f"FLOPs per token       {flops:,} in a training step, rows of {row_tokens:,} tokens",
+        f"weights and {optimizer:<9} {megabytes(states)}: weights, gradients and moments in float32",
+        f"activations           {megabytes(row)} for one row of a micro-batch",
+        f"key/value cache       {model.kv_bytes_per_token():,} bytes per token of context",
+        f"batch                 {recipe.train.batch_tokens:,} tokens a step",
+    ]
+
+
+def known_vocabulary(recipe: Recipe) -> ModelConfig:
+    """The model with a vocabulary: its own, or that of the tokenizer that will be trained."""
+    if recipe.model.vocab_size is not None:
+        return recipe.model
+    size = getattr(recipe.data.tokenizer, "vocab_size", None) if recipe.data else None
+    if size is None:
+        raise ConfigError("not known before the tokenizer is; write model.vocab_size to see them")
+    return recipe.model.model_copy(update={"vocab_size": size})
+
+
+def megabytes(count: int) -> str:
+    """`megabytes(1500000)` -> `1.5 MB`."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def list_recipes() -> None:
+    """A table of the recipes that ship."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("recipe", "what for", "hardware", "time"):
+        table.add_column(heading)
+    for name, path in shipped().items():
+        about = config.load(Recipe, path).about
+        table.add_row(name, about.purpose, about.hardware, about.time)
+    Console().print(table)

@@ -1,0 +1,129 @@
+"""A recipe: one YAML file that holds everything about a run, and the parts that it puts together."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hasten.core import config
+from hasten.core.config import Config
+from hasten.core.errors import ConfigError, did_you_mean
+from hasten.data.config import DataConfig
+from hasten.data.prepare import Prepared, prepare
+from hasten.evaluate.run import EvaluateConfig
+from hasten.generate.config import GenerateConfig
+from hasten.model.config import ModelConfig
+from hasten.objective.cross_entropy import CrossEntropy
+from hasten.report.page import ReportConfig
+from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.config import TrainConfig
+
+Stage = Literal["prepare", "train", "evaluate", "generate", "report"]
+IDENTITY = ("data", "model", "objective", "train")
+"""The sections that decide which weights come out."""
+
+
+class About(Config):
+    """What `hasten recipes` says of a recipe."""
+
+    purpose: str = ""
+    hardware: str = ""
+    time: str = ""
+
+
+class Recipe(Config):
+    """Everything about a run.  Only what differs from the defaults needs to be written."""
+
+    about: About = About()
+    output: Path = Field(Path("runs/model"), description="the run's folder")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    checkpoint: Path | None = Field(
+        None,
+        description="what evaluate, generate and chat use: a checkpoint, a run or a Hugging Face folder;"
+        " by default the run's best",
+    )
+    data: DataConfig | None = None
+    model: ModelConfig = ModelConfig()
+    objective: CrossEntropy = CrossEntropy()
+    train: TrainConfig = TrainConfig(epochs=1)
+    evaluate: EvaluateConfig = EvaluateConfig()
+    generate: GenerateConfig = GenerateConfig()
+    report: ReportConfig = ReportConfig()
+    journey: tuple[Stage, ...] = ("prepare", "train", "evaluate", "generate", "report")
+
+    @property
+    def source(self) -> Path:
+        """The folder that evaluate, generate and chat take their model from."""
+        return self.checkpoint or self.output
+
+    @property
+    def text(self) -> DataConfig:
+        """The `data` section, which a recipe for a finished checkpoint may lack."""
+        if self.data is None:
+            raise ConfigError("the recipe has no `data:`; add data.sources=[path/to/texts]")
+        return self.data
+
+    def prepared(self) -> Prepared:
+        """The recipe's data as token shards, made now or found as made before."""
+        return prepare(self.text)
+
+    def architecture(self, tokenizer: Tokenizer) -> ModelConfig:
+        """The model's configuration with its vocabulary known and its context long enough for a row."""
+        vocab_size = self.model.vocab_size or tokenizer.vocab_size
+        if vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size ({vocab_size:,}) is less than the tokenizer's {tokenizer.vocab_size:,};"
+                " leave it out, or write at least that"
+            )
+        if self.text.row_tokens > self.model.max_positions:
+            raise ConfigError(
+                f"data.row_tokens ({self.text.row_tokens:,}) is more than model.max_positions"
+                f" ({self.model.max_positions:,}); raise model.max_positions or write shorter rows"
+            )
+        return self.model.model_copy(update={"vocab_size": vocab_size})
+
+    def weights(self) -> dict[str, float] | None:
+        """Each source's share in the mixture, None where sizes decide."""
+        given = {source.title: source.weight for source in self.text.sources if source.weight is not None}
+        return given or None
+
+    def identity(self) -> dict[str, Any]:
+        """What two recipes must share to be the same run."""
+        return self.model_dump(mode="json", include=set(IDENTITY))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with hasten, by name."""
+    folder = Path(str(resources.files("hasten") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The YAML file that `name` means: a file, a run's folder, or a recipe that ships."""
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    known = shipped()
+    if name in known:
+        return known[name]
+    raise ConfigError(
+        f"'{name}' is no recipe file, no run's folder and no recipe that ships.{did_you_mean(name, known)}"
+        f" These ship: {', '.join(known)}"
+    )
+
+
+def read(name: str, overrides: list[str]) -> Recipe:
+    """The recipe that `name` means, with overrides on top; a model's folder is a recipe that uses it."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "recipe.yaml").is_file() and is_model(folder):
+        data = {"checkpoint": str(folder), "output": f"runs/{folder.resolve().name}"}
+        return config.parse(Recipe, config.override(data, overrides), name)
+    return config.load(Recipe, find(name), overrides)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of ours or in the Hugging Face layout."""
+    return (folder / "model.yaml").is_file() or (folder / "config.json").is_file()

@@ -1,0 +1,187 @@
+"""The stages of a recipe, each from files to files: what the verbs and the journey run."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hasten.core import config
+from hasten.core.console import say
+from hasten.core.errors import ConfigError
+from hasten.core.files import write_json, write_text
+from hasten.core.runtime import choose_device, environment, start
+from hasten.data.corpus import Corpus
+from hasten.data.prepare import RECORD, Prepared
+from hasten.evaluate.run import evaluate as score
+from hasten.generate.completion import Completion
+from hasten.generate.engine import OnText
+from hasten.generate.engine import generate as continue_prompts
+from hasten.model.transformer import Decoder, build
+from hasten.recipe import Recipe
+from hasten.report.page import write_page
+from hasten.report.summary import write_summary
+from hasten.serve.chat import chat
+from hasten.serve.template import find_template
+from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.restore import load_model
+from hasten.train.run import Run, Summary
+
+RECIPE = "recipe.yaml"
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Text to token shards in `data.cache`."""
+    return recipe.prepared()
+
+
+def train(recipe: Recipe, started: float | None = None) -> Summary:
+    """Begin or go on with the training in the recipe's folder; `started` is when its clock began."""
+    run = assemble(recipe, time.monotonic() if started is None else started)
+    summary = run.fit()
+    if run.leads:
+        write_json(recipe.output / "training.json", asdict(summary))
+        how = "trained" if summary.completed else "stopped and saved; run it again to go on:"
+        what = f"{summary.steps:,} steps, {summary.tokens:,} tokens, {summary.seconds:,.0f} s"
+        say(f"{how} {what}: {recipe.output}")
+    return summary
+
+
+def assemble(recipe: Recipe, started: float) -> Run:
+    """The parts of a training put together, in a folder of its own."""
+    runtime = start(recipe.device)
+    prepared = recipe.prepared()
+    tokenizer = Tokenizer.load(prepared.tokenizer)
+    architecture = recipe.architecture(tokenizer)
+    if runtime.rank == 0:
+        claim(recipe)
+        # The report reads the run's folder alone, so what became of the data is noted there too.
+        shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
+    seed, row_tokens = recipe.train.seed, recipe.text.row_tokens
+    held_out = prepared.splits.get("validation")
+    return Run(
+        recipe.output,
+        recipe.train,
+        model=build(architecture, seed, runtime.device),
+        objective=recipe.objective,
+        corpus=Corpus(prepared.folder, "train", row_tokens, seed, recipe.weights()),
+        validation=Corpus(prepared.folder, "validation", row_tokens, seed) if held_out else None,
+        runtime=runtime,
+        tokenizer=prepared.tokenizer,
+        parent=prepared.folder.name,
+        started=started,
+    )
+
+
+def claim(recipe: Recipe) -> None:
+    """Make the output folder this run's own: refuse one that holds another run."""
+    folder, path = recipe.output, recipe.output / RECIPE
+    if path.exists():
+        there = config.load(Recipe, path).identity()
+        if difference := first_difference(there, recipe.identity()):
+            raise ConfigError(
+                f"{folder} holds another run ({difference}); write another `output`, or move that folder away"
+            )
+    elif (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder} holds checkpoints without a {RECIPE}; write another `output`")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, config.dump(recipe))
+        write_json(folder / "environment.json", environment())
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"output: {folder} cannot be written ({reason}); write another `output`") from None
+
+
+def first_difference(there: Any, here: Any, at: str = "") -> str | None:
+    """The first key in which two recipes differ, as `train.seed: 0 there, 1 here`."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = (
+            first_difference(there.get(key), here.get(key), f"{at}.{key}" if at else str(key))
+            for key in sorted({*there, *here})
+        )
+        return next(filter(None, found), None)
+    return None if there == here else f"{at} is {json.dumps(there)} there and {json.dumps(here)} here"
+
+
+def set_aside(recipe: Recipe) -> None:
+    """Move a run whose inputs have changed to a numbered name beside it, so that a new one can begin."""
+    folder = recipe.output
+    number = next(n for n in range(1, 10**6) if not (folder.with_name(f"{folder.name}-{n}")).exists())
+    kept = folder.with_name(f"{folder.name}-{number}")
+    folder.rename(kept)
+    say(f"what training depends on has changed: the earlier run is kept as {kept}")
+
+
+def evaluate(recipe: Recipe) -> dict[str, Any]:
+    """Score the model on held-out text; the figures go to evaluation.json."""
+    model, tokenizer, folder = loaded(recipe)
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    documents = list(recipe.prepared().texts(recipe.evaluate.split))
+    path = recipe.output / "evaluation.json"
+    return score(model, tokenizer, documents, recipe.evaluate, path=path, checkpoint=str(folder))
+
+
+def generate(recipe: Recipe, on_text: OnText | None = None) -> list[Completion]:
+    """Continue the recipe's prompts; the texts go to samples.json."""
+    model, tokenizer, folder = loaded(recipe)
+    prompts = recipe.generate.all_prompts()
+    if not prompts:
+        raise ConfigError("generate.prompts is empty; write generate.prompts='[\"Once upon a time\"]'")
+    completions = continue_prompts(model, tokenizer, prompts, recipe.generate, on_text)
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    samples = [{**asdict(completion), "checkpoint": str(folder)} for completion in completions]
+    write_json(recipe.output / "samples.json", samples)
+    return completions
+
+
+def show_completions(recipe: Recipe) -> None:
+    """`generate` for a person: a single text appears as it grows, several one after the other."""
+    single = len(recipe.generate.all_prompts()) * recipe.generate.samples_per_prompt == 1
+    if single:
+        print(recipe.generate.all_prompts()[0], end="", flush=True)
+    completions = generate(recipe, show_piece if single else None)
+    if single:
+        print()
+    for completion in completions:
+        if not single:
+            say(f"{completion.prompt}{completion.text}\n{'─' * 40}")
+        if remark := completion.remark:
+            say(f"({remark})")
+
+
+def show_piece(_index: int, piece: str) -> None:
+    """Show a piece of the text at once."""
+    print(piece, end="", flush=True)
+
+
+def talk(recipe: Recipe) -> None:
+    """A conversation in the terminal."""
+    model, tokenizer, folder = loaded(recipe)
+    chat(model, tokenizer, recipe.generate, find_template(folder))
+
+
+def loaded(recipe: Recipe) -> tuple[Decoder, Tokenizer, Path]:
+    """The model that evaluate, generate and chat work with, its tokenizer, and where it came from."""
+    model, tokenizer = load_model(recipe.source, choose_device(recipe.device))
+    if tokenizer is None:
+        raise ConfigError(f"{recipe.source}: has no tokenizer.json; put the model's own beside its weights")
+    return model, tokenizer, recipe.source
+
+
+def report(recipe: Recipe, others: Sequence[Path] = ()) -> Path:
+    """Draw report.html, of several runs a comparison, and write summary.json from the run's files."""
+    page = write_page([recipe.output, *others], recipe.output / "report.html", recipe.report)
+    write_summary(recipe.output, page)
+    return page
+
+
+ACTIONS: dict[str, Callable[[Recipe], object]] = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "report": report,
+}

@@ -1,0 +1,191 @@
+"""The verbs of the command line: words to a recipe, a stage, and what to show of its result.
+
+A function's docstring is what `hasten VERB --help` prints.  Each verb imports what it needs.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hasten.core.console import say
+from hasten.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.recipe import Recipe
+
+Words = Sequence[str]
+STARTED = time.monotonic()
+"""Close to the start of the process: the clock of a training told how many minutes to take."""
+
+
+def recipe_of(words: Words, verb: str) -> "Recipe":
+    """The recipe named by the first word, with the rest as overrides."""
+    if not words or "=" in words[0]:
+        raise ConfigError(f"hasten {verb} needs a recipe first: hasten {verb} demo, or hasten {verb} my.yaml")
+    from hasten import recipe
+
+    return recipe.read(words[0], list(words[1:]))
+
+
+def journey(words: Words) -> None:
+    """hasten journey RECIPE [key=value ...]
+
+    Runs the recipe's stages in order: prepare, train, evaluate, generate, report.
+    Run again, a stage whose inputs are unchanged is kept; where training's inputs changed it
+    begins anew, and the earlier run stays beside it under a numbered name.
+
+    hasten journey demo                           the standard library's source, six minutes on two cores
+    hasten journey demo data.sources=[my/texts]   the same on your own files
+    """
+    recipe = recipe_of(words, "journey")
+    from hasten import journey as journeys
+    from hasten import stages
+    from hasten.report.summary import show
+
+    journeys.run(recipe, stages.ACTIONS, stages.set_aside)
+    show(recipe.output)
+
+
+def prepare(words: Words) -> None:
+    """hasten prepare RECIPE [key=value ...]
+
+    Reads data.sources, cleans, splits, trains the tokenizer and writes token shards below
+    data.cache, in a folder named after what went in: run again, nothing is done twice.
+    What each cleaning rule dropped is printed and kept.
+
+    data.sources=[my/texts]   data.tokenizer.vocab_size=8192   data.clean.near_duplicates=null
+    """
+    recipe = recipe_of(words, "prepare")
+    from hasten import stages
+
+    stages.prepare(recipe)
+
+
+def train(words: Words) -> None:
+    """hasten train RECIPE [key=value ...]
+
+    Trains into the recipe's `output` folder.  Run again, it resumes from the newest checkpoint,
+    bit for bit; SIGTERM and Ctrl-C save first.  Give exactly one of train.steps, train.tokens,
+    train.epochs and train.minutes.
+
+    train.minutes=10   train.batch_tokens=32768   model.preset=hasten-small   output=runs/mine
+    """
+    recipe = recipe_of(words, "train")
+    from hasten import stages
+
+    stages.train(recipe, STARTED)
+
+
+def evaluate(words: Words) -> None:
+    """hasten evaluate RECIPE|RUN [key=value ...]
+
+    Scores the run's best checkpoint on the held-out test documents: loss, bits per byte and
+    next-token accuracy, beside what LZMA reaches on the same text.  checkpoint=FOLDER scores
+    another model.
+
+    evaluate.context=1024   evaluate.stride=256   evaluate.split=validation
+    """
+    recipe = recipe_of(words, "evaluate")
+    from hasten import stages
+    from hasten.report.summary import show
+
+    stages.evaluate(recipe)
+    show(recipe.output)
+
+
+def generate(words: Words) -> None:
+    """hasten generate RECIPE|RUN|MODEL [key=value ...]
+
+    Continues prompts with the run's best checkpoint, or with the model in a checkpoint's or a
+    Hugging Face folder.  A single text streams to the terminal; all are kept in samples.json.
+
+    generate.prompts='["def main("]'   generate.temperature=0.7   generate.top_p=0.9   generate.seed=1
+    """
+    recipe = recipe_of(words, "generate")
+    from hasten import stages
+
+    stages.show_completions(recipe)
+
+
+def chat(words: Words) -> None:
+    """hasten chat RECIPE|RUN|MODEL [key=value ...]
+
+    A conversation in the terminal; a model without a chat template goes on with what you write.
+
+    generate.temperature=0.7   generate.max_new_tokens=200
+    """
+    recipe = recipe_of(words, "chat")
+    from hasten import stages
+
+    stages.talk(recipe)
+
+
+def report(words: Words) -> None:
+    """hasten report RUN [RUN ...] [key=value ...]
+
+    Draws report.html from the files of a run; of several runs, one page that compares them, in
+    the first one's folder.
+
+    report.lang=zh   output=runs/first
+    """
+    folders = [Path(word) for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    recipe = recipe_of([*map(str, folders[:1]), *overrides], "report")
+    from hasten import stages
+
+    say(f"report: {stages.report(recipe, folders[1:])}")
+
+
+def show(words: Words) -> None:
+    """hasten show RECIPE [key=value ...]
+
+    Prints the resolved recipe, the parameters, FLOPs per token and memory, and starts nothing.
+    """
+    recipe = recipe_of(words, "show")
+    from hasten import overview
+
+    say(overview.describe(recipe))
+
+
+def recipes(words: Words) -> None:
+    """hasten recipes
+
+    Lists the recipes that ship: what each is for, on which hardware, how long it takes.
+    """
+    if words:
+        raise ConfigError(f"hasten recipes takes no words, got {' '.join(words)}")
+    from hasten import overview
+
+    overview.list_recipes()
+
+
+def init(words: Words) -> None:
+    """hasten init RECIPE [FILE]
+
+    Copies a recipe that ships to FILE (by default RECIPE.yaml here), for you to edit.
+    """
+    if len(words) not in (1, 2):
+        raise ConfigError("hasten init takes a recipe that ships and a file: hasten init demo my.yaml")
+    from hasten.recipe import find
+
+    source, target = find(words[0]), Path(words[1] if len(words) == 2 else f"{Path(words[0]).stem}.yaml")
+    if target.exists():
+        raise ConfigError(f"{target}: is there already; name another file: hasten init {words[0]} my.yaml")
+    shutil.copyfile(source, target)
+    say(f"{target}: edit it, then hasten journey {target}")
+
+
+def schema(words: Words) -> None:
+    """hasten schema
+
+    Prints the JSON schema of recipes; save it and point your editor's YAML support at it.
+    """
+    if words:
+        raise ConfigError(f"hasten schema takes no words, got {' '.join(words)}")
+    from hasten.core.config import schema as schema_of
+    from hasten.recipe import Recipe
+
+    say(json.dumps(schema_of(Recipe), indent=2, ensure_ascii=False))
