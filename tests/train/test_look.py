@@ -81,7 +81,7 @@ def test_probes_look_at_a_model_in_evaluation_mode_on_rank_0_only(tmp_path: Path
     looks = Looks(None, None, [probe])
     runner.model.train()
     for step in range(5):
-        for name in looks.due(at(step, step / 10)):
+        for name in looks.due(at(step, step / 10), 0.0):
             looks.take(name, runner, runner.model, at(step, step / 10), leads=True)
     assert seen == [(0, False, False), (2, False, False), (4, False, False)]
     assert runner.model.training
@@ -92,12 +92,24 @@ def test_probes_look_at_a_model_in_evaluation_mode_on_rank_0_only(tmp_path: Path
 def test_automatic_validation_costs_at_most_a_twentieth_of_the_time(tmp_path: Path) -> None:
     corpus = Corpus(write_corpus(tmp_path / "data"), "validation", ROW_TOKENS, 0)
     looks = Looks(Validation(corpus, CPU, max_tokens=64, micro_rows=2), "auto", [])
-    assert looks.due(at(0, 0.0, elapsed=0.1)) == [VALIDATION], "the first is free"
+    assert looks.due(at(0, 0.0, elapsed=0.1), 0.0) == [VALIDATION], "the first is free"
     looks.take(VALIDATION, engine(32), engine(32).model, at(0, 0.0), leads=True)
-    looks.seconds[VALIDATION] = looks.spent = 4.0
-    assert looks.due(at(10, 0.5, elapsed=159.0)) == []
-    assert looks.due(at(10, 0.5, elapsed=161.0)) == [VALIDATION]
-    assert looks.due(at(20, 1.0, elapsed=10.0)) == [VALIDATION], "and so is the last"
+    looks.seconds[VALIDATION], looks.spent = 4.0, 4.0
+    assert looks.due(at(10, 0.5, elapsed=159.0), 0.0) == []
+    assert looks.due(at(10, 0.5, elapsed=161.0), 0.0) == [VALIDATION]
+    assert looks.due(at(20, 1.0, elapsed=10.0), 0.0) == [VALIDATION], "and so is the last"
+
+
+def test_the_first_validation_is_not_held_against_the_next(tmp_path: Path) -> None:
+    """It may carry what is done once: what the next will take follows the pace of training."""
+    corpus = Corpus(write_corpus(tmp_path / "data"), "validation", ROW_TOKENS, 0)
+    looks = Looks(Validation(corpus, CPU, max_tokens=64, micro_rows=2), "auto", [])
+    looks.take(VALIDATION, engine(32), engine(32).model, at(0, 0.0), leads=True)
+    assert looks.spent == 0
+    for measured, expected in ((100.0, 0.4 * 64), (0.01, 0.2 * 64), (0.3 * 64, 0.3 * 64)):
+        looks.seconds[VALIDATION] = measured
+        assert looks.estimate_all(token_seconds=1.0) == pytest.approx(expected)
+    assert looks.estimate_all(token_seconds=0.0) == 0.3 * 64, "before the first step there is no pace"
 
 
 def test_looks_go_on_from_their_state() -> None:
@@ -105,4 +117,4 @@ def test_looks_go_on_from_their_state() -> None:
     first.take("act", engine(32), engine(32).model, at(5, 0.5), leads=True)
     second.restore(first.state(), first.seconds)
     assert second.seconds == first.seconds
-    assert [second.due(at(step, step / 10)) for step in (5, 9, 10)] == [[], [], ["act"]]
+    assert [second.due(at(step, step / 10), 0.0) for step in (5, 9, 10)] == [[], [], ["act"]]

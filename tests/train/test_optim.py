@@ -65,8 +65,11 @@ def written_out_muon(
 
 @pytest.mark.parametrize("shape", [(12, 12), (24, 6), (6, 24)])
 def test_muon_is_the_written_out_update_up_to_what_the_iteration_leaves(shape: tuple[int, int]) -> None:
-    """Five quintic steps bring singular values to 0.7..1.2, not to 1: the update has the reference's
-    direction (cosine above 0.97) and its size within 20%; momentum and decay are exact."""
+    """Five quintic steps bring singular values near 1, not to it, and bfloat16 may lose one of six.
+
+    So the update has the reference's direction (a cosine above sqrt(5 / 6)) and its size within 20%;
+    momentum and decay are exact.
+    """
     torch.manual_seed(0)
     start = torch.randn(shape)
     gradients = [torch.randn(shape) for _ in range(3)]
@@ -82,7 +85,7 @@ def test_muon_is_the_written_out_update_up_to_what_the_iteration_leaves(shape: t
         previous = written_out_muon(start, gradients[:i], 0.1, 0.9, 0.2)[0]
         ours = (weight.detach() - (1 - 0.1 * 0.2) * before).double()
         theirs = expected - (1 - 0.1 * 0.2) * previous
-        assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.97
+        assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.9
         assert 0.8 < ours.norm() / theirs.norm() < 1.2
 
 
@@ -134,7 +137,7 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
         assert (key == "momentum") == (role(name) == "matrix"), name
     assert set(taken) == {name for name, _ in tiny().named_parameters()}
     rates = {group["role"]: group["lr"] for group in optimizer.groups}
-    assert rates == {"matrix": 0.02, "embedding": 0.03, "head": 0.008, "vector": 0.01}
+    assert rates == {"matrix": 0.02, "embedding": 0.1, "head": 0.008, "vector": 0.01}
 
 
 def test_a_frozen_parameter_is_no_ones() -> None:

@@ -14,6 +14,8 @@ from hasten.train.validate import Validation
 VALIDATION = "validation"
 VALIDATION_SHARE = 0.05
 """Of the time so far, that `validate_every: auto` may spend on validation between the first and the last."""
+FORWARD_SHARE = 0.2, 0.4
+"""Least and most of a training step's time that the forward pass of as many tokens takes; in theory 1/3."""
 
 
 class Probe(Protocol):
@@ -37,21 +39,37 @@ class Looks:
         if validation is not None:
             self.cadences = {VALIDATION: Cadence(every), **self.cadences}
         self.seconds: dict[str, float] = {}  # of each look, the last time
-        self.spent = 0.0  # seconds on validation so far
+        self.spent = 0.0  # seconds on validation since the first
 
-    def due(self, moment: Moment) -> list[str]:
-        """The names of the looks to take now."""
+    def due(self, moment: Moment, token_seconds: float) -> list[str]:
+        """The names of the looks to take now; training on a token takes `token_seconds`."""
         return [
             name
             for name, cadence in self.cadences.items()
-            if cadence.due(moment) and (name != VALIDATION or self.affordable(cadence, moment))
+            if cadence.due(moment) and self.affordable(name, moment, token_seconds)
         ]
 
-    def affordable(self, cadence: Cadence, moment: Moment) -> bool:
+    def affordable(self, name: str, moment: Moment, token_seconds: float) -> bool:
         """Whether one more validation keeps to its share of the time, where that is asked for."""
-        if cadence.every != "auto" or cadence.last_step < 0 or moment.ended:
+        cadence = self.cadences[name]
+        if name != VALIDATION or cadence.every != "auto" or cadence.last_step < 0 or moment.ended:
             return True
-        return self.spent + self.seconds.get(VALIDATION, 0.0) <= VALIDATION_SHARE * moment.elapsed
+        return self.spent + self.estimate(name, token_seconds) <= VALIDATION_SHARE * moment.elapsed
+
+    def estimate(self, name: str, token_seconds: float) -> float:
+        """How many seconds a look will take: as many as last time, and for validation what steps now allow.
+
+        The first validation carries what is done once, and the machine may have been busier or idler.
+        """
+        last = self.seconds.get(name, 0.0)
+        if name != VALIDATION or self.validation is None or not token_seconds:
+            return last
+        least, most = (share * token_seconds * self.validation.num_tokens for share in FORWARD_SHARE)
+        return min(max(last, least), most)
+
+    def estimate_all(self, token_seconds: float) -> float:
+        """How many seconds the looks after the last step will take."""
+        return sum(self.estimate(name, token_seconds) for name in self.seconds)
 
     def take(
         self, name: str, engine: Engine, model: Decoder, moment: Moment, leads: bool
@@ -64,7 +82,8 @@ class Looks:
         else:
             figures = self.ask(self.probes[name], model, moment.step) if leads else {}
         self.seconds[name] = time.monotonic() - began
-        self.spent += self.seconds[name] if name == VALIDATION else 0.0
+        if name == VALIDATION and self.cadences[name].last_step >= 0:
+            self.spent += self.seconds[name]
         self.cadences[name] = self.cadences[name].done(moment)
         return figures
 

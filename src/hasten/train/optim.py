@@ -50,7 +50,7 @@ class MuonConfig(Config):
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="of block matrices; long runs want 0.01 to 0.1"
     )
-    embedding_learning_rate: PositiveFloat = 0.03
+    embedding_learning_rate: PositiveFloat = 0.1
     head_learning_rate: PositiveFloat = 0.008
     vector_learning_rate: PositiveFloat = 0.01
     betas: Betas = (0.8, 0.95)

@@ -168,16 +168,18 @@ class Run:
 
     def own_decision(self, stop: bool) -> Decision:
         """What comes next by this rank's clock."""
+        step_seconds = median(self.recent_seconds) if self.recent_seconds else 0.0
+        token_seconds = step_seconds / self.plan.batch_tokens
         moment = self.plan.horizon.moment(
             self.state.step,
             self.elapsed(),
-            reserve=sum(self.looks.seconds.values()) + self.save_seconds,
-            step_seconds=median(self.recent_seconds) if self.recent_seconds else 0.0,
+            reserve=self.looks.estimate_all(token_seconds) + self.save_seconds,
+            step_seconds=step_seconds,
         )
         if self.state.finished == self.plan.horizon.total:
             moment = replace(moment, ended=True)
         save = self.saves.due(moment) or (stop and self.saves.last_step != moment.step)
-        return Decision(moment, [] if stop else self.looks.due(moment), save, stop)
+        return Decision(moment, [] if stop else self.looks.due(moment, token_seconds), save, stop)
 
     def elapsed(self) -> float:
         """Seconds of the run, those before a resume included."""
@@ -291,8 +293,7 @@ class Run:
             self.state.finished = self.plan.horizon.total
         if not self.leads:
             return
-        began = time.monotonic()
-        first = not self.save_seconds
+        began, first = time.monotonic(), not self.save_seconds
         self.state.window = asdict(self.meter.read())
         self.state.cadences = {CHECKPOINT: self.saves.state(), **self.looks.state()}
         self.state.costs = {CHECKPOINT: self.save_seconds, **self.looks.seconds}
@@ -307,8 +308,15 @@ class Run:
             parent=self.parent,
             wait=first or last,
         )
-        if first:
-            self.save_seconds = time.monotonic() - began
+        if self.checkpoints.pending is None:
+            self.note_save(began)
+        else:
+            self.checkpoints.pending.add_done_callback(lambda _: self.note_save(began))
+
+    def note_save(self, began: float) -> None:
+        """Remember how long a save takes when nothing disturbs it."""
+        seconds = time.monotonic() - began
+        self.save_seconds = min(self.save_seconds, seconds) if self.save_seconds else seconds
 
     def look(self, name: str, moment: Moment) -> None:
         """Take a look and write down what was seen."""

@@ -34,6 +34,7 @@ class Validation:
         self.batches: Sequence[Batch] = list(
             corpus.sweep(micro_rows, rows=rows, rank=runtime.rank, world_size=runtime.world_size)
         )
+        self.num_tokens = min(rows, corpus.num_rows) * corpus.row_tokens
         by_bytes = tokenizer is not None and tokenizer.is_byte_level
         self.num_bytes = self.total(count_bytes(self.batches, tokenizer)) if tokenizer and by_bytes else None
 
