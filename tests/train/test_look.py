@@ -97,7 +97,8 @@ def test_automatic_validation_costs_at_most_a_twentieth_of_the_time(tmp_path: Pa
     looks.seconds[VALIDATION], looks.spent = 4.0, 4.0
     assert looks.due(at(10, 0.5, elapsed=159.0), 0.0) == []
     assert looks.due(at(10, 0.5, elapsed=161.0), 0.0) == [VALIDATION]
-    assert looks.due(at(20, 1.0, elapsed=10.0), 0.0) == [VALIDATION], "and so is the last"
+    assert looks.due(at(19, 0.96, elapsed=999.0), 0.0) == [], "the last is near"
+    assert looks.due(at(20, 1.0, elapsed=10.0), 0.0) == [VALIDATION], "and it is free"
 
 
 def test_the_first_validation_is_not_held_against_the_next(tmp_path: Path) -> None:

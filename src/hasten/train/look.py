@@ -54,6 +54,8 @@ class Looks:
         cadence = self.cadences[name]
         if name != VALIDATION or cadence.every != "auto" or cadence.last_step < 0 or moment.ended:
             return True
+        if moment.progress > 1 - VALIDATION_SHARE:
+            return False  # the last one is near
         return self.spent + self.estimate(name, token_seconds) <= VALIDATION_SHARE * moment.elapsed
 
     def estimate(self, name: str, token_seconds: float) -> float:
