@@ -84,10 +84,9 @@ def overview() -> str:
 
 
 def verb_help(verb: str) -> str:
-    """What `hasten VERB --help` prints: the verb's own docstring."""
-    function = getattr(importlib.import_module("hasten.verbs"), verb)
-    lines = [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
-    return "\n".join([f"hasten {verb}: {VERBS[verb]}", "", *lines])
+    """What `hasten VERB --help` prints: the docstring of the verb's function."""
+    text = getattr(importlib.import_module("hasten.verbs"), verb).__doc__ or ""
+    return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
 if __name__ == "__main__":

@@ -210,5 +210,27 @@ def test_documents_take_turns():
 
 def test_text_that_is_not_python_and_prompts_that_do_not_fit_are_passed_over():
     documents = [("prose", "Once upon a time, def f(x): was a line."), ("code", TEXT), ("null", "x = '\x00'")]
-    prompts = function_prompts(documents, 10, seed=0, fits=lambda prompt: len(prompt) < 20)
+    prompts = function_prompts(documents, 10, seed=0, fits=lambda prompt: len(prompt.prompt) < 20)
     assert {p.prompt for p in prompts} == {"def sixth():\n", "def inner():\n"}
+
+
+def test_every_function_of_the_library_is_cut_out_of_its_file_again(library):
+    """The author's own continuation, with what comes after it in the file, gives back the function alone."""
+    for prompt in library:
+        margin = prompt.margin
+        whole = "".join(
+            f"{margin}{line}" if line.strip() else line for line in prompt.continuation.splitlines(True)
+        )
+        snippet = prompt.snippet(f"\n{whole}{margin}def another(): (", finished=False)
+        assert snippet.finished and parses(snippet), prompt
+        assert "def another(): (" not in snippet.completion
+
+
+def test_the_context_is_the_file_up_to_the_prompts_last_line_without_its_end():
+    text = "import os\n\nclass A:\n    def f(self):\n        return os.sep\n"
+    (prompt,) = function_prompts([("doc", text)], 10, seed=0)
+    assert prompt.context(100) == "import os\n\nclass A:\n    def f(self):"
+    assert prompt.context(1) == "class A:\n    def f(self):"
+    assert prompt.context(0) == "    def f(self):"
+    written = prompt.snippet("\n        return 1\n\n    def g(self): broken(", finished=False)
+    assert written.prompt + written.completion == "def f(self):\n    return 1\n\n" and parses(written)

@@ -114,10 +114,10 @@ def test_continuations_that_leave_no_room_for_a_prompt_are_refused(model, tokeni
         evaluate(model, tokenizer, DOCUMENTS, config)
 
 
-def test_code_in_documents_without_a_function_is_refused(model, tokenizer):
+def test_documents_without_a_function_have_no_parse_rate_and_that_is_said(model, tokenizer, capsys):
     config = EXACT.model_copy(update={"code": CodeConfig(max_new_tokens=8)})
-    with pytest.raises(DataError, match="none of the 1 documents holds a Python function"):
-        evaluate(model, tokenizer, [Document("a", "some prose", "s")], config)
+    assert evaluate(model, tokenizer, [Document("a", "some prose", "s")], config)["code"] is None
+    assert "none of 1 documents holds a Python function: no parse rate" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_another_model_is_refused(model, tokenizer):

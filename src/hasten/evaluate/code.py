@@ -12,7 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, takewhile, zip_longest
 
 from hasten.evaluate.sample import draw
 
@@ -54,6 +54,30 @@ class FunctionPrompt:
     continuation: str
     document: str
     line: int  # of the header in the document, from 1
+    before: str  # the document up to the end of the prompt's last line, as its author indented it
+    margin: str  # by which the author indented the header
+
+    def context(self, lines: int) -> str:
+        """What a model reads: the prompt in its place, after so many lines of the document."""
+        kept = lines + self.prompt.count("\n")
+        return "\n".join(self.before.split("\n")[-kept:])
+
+    def snippet(self, completion: str, finished: bool) -> "Snippet":
+        """The function that `completion`, written after `context`, makes of the prompt.
+
+        It ends before the first line that is indented no deeper than its header; what a model writes after
+        that is no longer this function.
+        """
+        first, *rest = completion.split("\n")
+        inside = list(takewhile(lambda line: indented_deeper(line, self.margin), rest))
+        body = "\n".join([first, *(line.removeprefix(self.margin) for line in inside)])
+        ended = len(inside) < len(rest)
+        return Snippet(self.prompt.removesuffix("\n"), body + "\n" * ended, finished or ended)
+
+
+def indented_deeper(line: str, margin: str) -> bool:
+    """Whether a line can belong to a function whose header is indented by `margin`; an empty one can."""
+    return not line.strip() or (line.startswith(margin) and line[len(margin)] in " \t")
 
 
 def parse_rate(snippets: Sequence[Snippet]) -> ParseRate:
@@ -122,7 +146,7 @@ def function_prompts(
     documents: Iterable[tuple[str, str]],
     count: int,
     seed: int,
-    fits: Callable[[str], bool] = lambda prompt: True,
+    fits: Callable[[FunctionPrompt], bool] = lambda prompt: True,
 ) -> list[FunctionPrompt]:
     """Up to `count` prompts from `documents` of (id, text), the same whatever the documents' order.
 
@@ -131,7 +155,7 @@ def function_prompts(
     """
     in_order = sorted(documents, key=lambda document: draw(seed, document[0]))
     drawn = (functions(name, text, seed) for name, text in in_order)
-    found = ([prompt for prompt in prompts if fits(prompt.prompt)] for prompts in drawn)
+    found = ([prompt for prompt in prompts if fits(prompt)] for prompts in drawn)
     per_document = list(islice((prompts for prompts in found if prompts), count))
     rounds = chain.from_iterable(zip_longest(*per_document))
     return list(islice((prompt for prompt in rounds if prompt is not None), count))
@@ -160,17 +184,18 @@ def as_prompt(node: ast.FunctionDef, lines: list[str], document: str) -> Functio
     """
     docstring = node.body[0] if is_trivial(node.body[0]) else None
     own = node.body[1:] if docstring else node.body
-    before = (docstring.end_lineno if docstring else header_end(node)) or node.lineno
-    if not own or all(map(is_trivial, own)) or start(own[0]) <= before:
+    head_end = (docstring.end_lineno if docstring else header_end(node)) or node.lineno
+    if not own or all(map(is_trivial, own)) or start(own[0]) <= head_end:
         return None
     if docstring and docstring.lineno != docstring.end_lineno:
         return None
-    prompt_end = before if docstring else start(own[0]) - 1  # a line number, from 1
+    prompt_end = head_end if docstring else start(own[0]) - 1  # a line number, from 1
     margin = lines[node.lineno - 1][: node.col_offset]
     # Not textwrap.dedent: a string that reaches to the left of the function would hold everything back.
     whole = [line.removeprefix(margin) + "\n" for line in lines[node.lineno - 1 : node.end_lineno]]
     size = prompt_end - node.lineno + 1
-    return FunctionPrompt("".join(whole[:size]), "".join(whole[size:]), document, node.lineno)
+    before = "\n".join(lines[:prompt_end])
+    return FunctionPrompt("".join(whole[:size]), "".join(whole[size:]), document, node.lineno, before, margin)
 
 
 def header_end(node: ast.FunctionDef) -> int:

@@ -29,9 +29,10 @@ EXAMPLES = 5  # snippets kept in evaluation.json
 
 
 class CodeConfig(Config):
-    """Let the model continue the headers of unseen Python functions and count what parses."""
+    """Let the model continue unseen Python functions, each in its file, and count what parses."""
 
     prompts: Positive = 100
+    context_lines: Annotated[int, Field(ge=0)] = Field(20, description="of the file, shown before the header")
     max_new_tokens: Positive = 128
     temperature: float = Field(0.8, ge=0, description="0 takes the likeliest token every time")
     top_p: float | None = Field(0.95, gt=0, le=1)
@@ -165,7 +166,7 @@ def code(
         ((document.id, document.text) for document in documents),
         config.prompts,
         seed,
-        fits=lambda prompt: len(tokenizer.encode(prompt)) < room,
+        fits=lambda prompt: len(tokenizer.encode(prompt.context(config.context_lines))) < room,
     )
     if not prompts:
         say(f"evaluate   none of {len(documents):,} documents holds a Python function: no parse rate")
@@ -173,8 +174,12 @@ def code(
     settings = GenerateConfig(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=seed
     )
-    completions = generate(model, tokenizer, [prompt.prompt for prompt in prompts], settings)
-    snippets = [Snippet(c.prompt, c.text, finished=c.stopped_by == "end_of_text") for c in completions]
+    contexts = [prompt.context(config.context_lines) for prompt in prompts]
+    completions = generate(model, tokenizer, contexts, settings)
+    snippets = [
+        prompt.snippet(completion.text, completion.stopped_by == "end_of_text")
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
     authors = [shortened(prompt, tokenizer, config.max_new_tokens) for prompt in prompts]
     return {
         **asdict(parse_rate(snippets)),
