@@ -83,6 +83,11 @@ class Recipe(Config):
             )
         return self.model.model_copy(update={"vocab_size": vocab_size})
 
+    def check_batch(self, world_size: int) -> None:
+        """Refuse batches that are not whole rows, equally many for each process."""
+        self.train.batch_rows(self.text.row_tokens, world_size)
+        self.train.micro_rows(self.text.row_tokens)
+
     def weights(self) -> dict[str, float] | None:
         """Each source's share in the mixture, None where sizes decide."""
         given = {source.title: source.weight for source in self.text.sources if source.weight is not None}

@@ -55,6 +55,7 @@ def assemble(recipe: Recipe, started: float) -> Run:
     prepared = recipe.prepared()
     tokenizer = Tokenizer.load(prepared.tokenizer)
     architecture = recipe.architecture(tokenizer)
+    recipe.check_batch(runtime.world_size)  # before anything is written
     if runtime.rank == 0:
         claim(recipe)
         # The report reads the run's folder alone, so what became of the data is noted there too.

@@ -31,7 +31,7 @@ def library() -> list[FunctionPrompt]:
 
 
 def test_every_authors_function_parses(library):
-    assert len(library) > 200
+    assert len(library) > 100
     assert all(parses(Snippet(p.prompt, p.continuation, finished=True)) for p in library)
 
 
@@ -44,21 +44,10 @@ def test_where_the_budget_cuts_right_code_no_error_is_counted(library, data):
     snippet = Snippet(prompt.prompt, prompt.continuation[:cut])
     left = source(snippet)
     if not parses(snippet):
-        assert left == "" or left.count("\n") <= prompt.prompt.count("\n") or not has_own_statement(left)
+        added = left.removeprefix(prompt.prompt)
+        assert not any(line.strip() and not line.strip().startswith("#") for line in added.split("\n"))
     if left:
         ast.parse(left)
-
-
-def has_own_statement(text: str) -> bool:
-    """Whether a function's body has something in it besides constants, nested headers and pass."""
-    leaves = (
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt) and not hasattr(node, "body")
-    )
-    return any(not isinstance(leaf, ast.Pass) and not is_constant(leaf) for leaf in leaves)
-
-
-def is_constant(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +89,7 @@ def test_an_error_before_the_end_stays_one(completion):
     [
         "",
         "\n\n",
-        "    pass\n",
-        "    ...\n",
-        '    """Only words."""\n',
-        "    # a remark\n    pass\n",
+        "    # a remark\n",
         "    return",
     ],
 )
@@ -113,8 +99,10 @@ def test_a_snippet_without_a_statement_of_its_own_does_not_count(completion):
 
 def test_the_prompts_own_statements_do_not_count():
     prompt = "import math\n\ndef area(radius):\n"
-    assert not parses(Snippet(prompt, "    pass\n"))
+    assert not parses(Snippet(prompt, "    # nothing\n"))
     assert parses(Snippet(prompt, "    return math.pi\n"))
+    assert parses(Snippet(prompt.removesuffix("\n"), " return math.pi\n"))
+    assert not parses(Snippet('def area(radius):\n    """Of a circle."""\n', "\n"))
 
 
 def test_a_finished_completion_is_taken_as_it_is():
@@ -148,6 +136,7 @@ import os
 def first(a,
           b=(1, 2)):
     """One line."""
+    a += 1
     return a
 
 class Thing:
@@ -158,12 +147,13 @@ left of everything
 """
         return text
 
-    def third(self): return 3
+    def third(self): x = 3; return x
 
     def fourth(self):
         """Several
         lines."""
-        return 4
+        x = 4
+        return x
 
     def fifth(self):
         pass
@@ -171,18 +161,18 @@ left of everything
 def sixth():
     @cache
     def inner():
-        return 6
+        x = 6
+        return x
     return inner
 '''
 
 
-def test_a_prompt_is_a_header_with_its_one_line_docstring_dedented():
+def test_a_prompt_is_a_function_up_to_its_first_statement_dedented():
     prompts = {p.prompt: p.continuation for p in function_prompts([("doc", TEXT)], 10, seed=0)}
     assert prompts == {
-        'def first(a,\n          b=(1, 2)):\n    """One line."""\n': "    return a\n",
-        "def second(self) -> int:\n": '    text = """\nleft of everything\n"""\n    return text\n',
-        "def sixth():\n": "    @cache\n    def inner():\n        return 6\n    return inner\n",
-        "def inner():\n": "    return 6\n",
+        'def first(a,\n          b=(1, 2)):\n    """One line."""\n    a += 1\n': "    return a\n",
+        'def second(self) -> int:\n    text = """\nleft of everything\n"""\n': "    return text\n",
+        "def inner():\n    x = 6\n": "    return x\n",
     }
 
 
@@ -194,7 +184,8 @@ def test_windows_line_ends_make_no_difference():
 
 def test_prompts_depend_on_the_seed_and_not_on_the_order_of_the_documents():
     documents = [
-        (f"doc{i}", f"def f{i}(x):\n    return x\n\ndef g{i}(x):\n    return x\n") for i in range(12)
+        (f"doc{i}", f"def f{i}(x):\n    y = x\n    return y\n\ndef g{i}(x):\n    y = x\n    return y\n")
+        for i in range(12)
     ]
     once = function_prompts(documents, 5, seed=1)
     assert once == function_prompts(documents[::-1], 5, seed=1)
@@ -202,7 +193,10 @@ def test_prompts_depend_on_the_seed_and_not_on_the_order_of_the_documents():
 
 
 def test_documents_take_turns():
-    documents = [(f"doc{i}", f"def f{i}(x):\n    return x\n\ndef g{i}(x):\n    return x\n") for i in range(4)]
+    documents = [
+        (f"doc{i}", f"def f{i}(x):\n    y = x\n    return y\n\ndef g{i}(x):\n    y = x\n    return y\n")
+        for i in range(4)
+    ]
     assert len({p.document for p in function_prompts(documents, 4, seed=0)}) == 4
     assert len(function_prompts(documents, 6, seed=0)) == 6
     assert len(function_prompts(documents, 100, seed=0)) == 8
@@ -210,8 +204,8 @@ def test_documents_take_turns():
 
 def test_text_that_is_not_python_and_prompts_that_do_not_fit_are_passed_over():
     documents = [("prose", "Once upon a time, def f(x): was a line."), ("code", TEXT), ("null", "x = '\x00'")]
-    prompts = function_prompts(documents, 10, seed=0, fits=lambda prompt: len(prompt.prompt) < 20)
-    assert {p.prompt for p in prompts} == {"def sixth():\n", "def inner():\n"}
+    prompts = function_prompts(documents, 10, seed=0, fits=lambda prompt: len(prompt.prompt) < 30)
+    assert {p.prompt for p in prompts} == {"def inner():\n    x = 6\n"}
 
 
 def test_every_function_of_the_library_is_cut_out_of_its_file_again(library):
@@ -227,10 +221,12 @@ def test_every_function_of_the_library_is_cut_out_of_its_file_again(library):
 
 
 def test_the_context_is_the_file_up_to_the_prompts_last_line_without_its_end():
-    text = "import os\n\nclass A:\n    def f(self):\n        return os.sep\n"
+    text = "import os\n\nclass A:\n    def f(self):\n        x = os.sep\n        return x\n"
     (prompt,) = function_prompts([("doc", text)], 10, seed=0)
-    assert prompt.context(100) == "import os\n\nclass A:\n    def f(self):"
-    assert prompt.context(1) == "class A:\n    def f(self):"
-    assert prompt.context(0) == "    def f(self):"
+    assert prompt.context(100) == "import os\n\nclass A:\n    def f(self):\n        x = os.sep"
+    assert prompt.context(1) == "class A:\n    def f(self):\n        x = os.sep"
+    assert prompt.context(0) == "    def f(self):\n        x = os.sep"
     written = prompt.snippet("\n        return 1\n\n    def g(self): broken(", finished=False)
-    assert written.prompt + written.completion == "def f(self):\n    return 1\n\n" and parses(written)
+    assert written.prompt + written.completion == "def f(self):\n    x = os.sep\n    return 1\n\n" and parses(
+        written
+    )

@@ -48,7 +48,7 @@ class ParseRate:
 
 @dataclass(frozen=True)
 class FunctionPrompt:
-    """A function's header (and its docstring, if that is one line), and how its author went on."""
+    """A function's header and first statement, and how its author went on."""
 
     prompt: str
     continuation: str
@@ -91,10 +91,10 @@ def parse_rate(snippets: Sequence[Snippet]) -> ParseRate:
 
 
 def parses(snippet: Snippet) -> bool:
-    """Whether `ast.parse` accepts the snippet's `source` and it holds a statement of the model's own.
+    """Whether `ast.parse` accepts the snippet's `source` and the model has said something in it.
 
-    A `pass`, a `...` and a docstring are no statement here: a model that writes nothing but those, or
-    nothing at all, has not written a body.
+    That is a statement of its own, or that the function ends here (`finished`).  Where the budget cut
+    everything that the model began, the prompt alone would parse: that does not count.
     """
     try:
         with warnings.catch_warnings():
@@ -102,11 +102,10 @@ def parses(snippet: Snippet) -> bool:
             tree = ast.parse(source(snippet))
     except NOT_PYTHON:
         return False
-    return any(
-        statement.end_lineno > snippet.prompt.count("\n") and not is_trivial(statement)
-        for statement in ast.walk(tree)
-        if isinstance(statement, ast.stmt) and statement.end_lineno and not hasattr(statement, "body")
-    )
+    given = textwrap.dedent(snippet.prompt).removesuffix("\n").split("\n")
+    end = (len(given), len(given[-1].encode()))  # line from 1, column in bytes: as the parser counts
+    simple = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and not hasattr(node, "body")]
+    return snippet.finished or any((node.end_lineno or 0, node.end_col_offset or 0) > end for node in simple)
 
 
 def source(snippet: Snippet) -> str:
@@ -177,19 +176,20 @@ def functions(document: str, text: str, seed: int) -> list[FunctionPrompt]:
 
 
 def as_prompt(node: ast.FunctionDef, lines: list[str], document: str) -> FunctionPrompt | None:
-    """The prompt of one function, or None where it makes no good one.
+    """The prompt of one function, up to its first statement, or None where it makes no good one.
 
-    That is where the body is trivial, or shares a line with what is before it, or begins with a docstring
-    of several lines: a model would spend its budget on prose.
+    A docstring of one line comes along; after one of several lines, or after a bare header, a model spends
+    its budget on prose.  The first statement must stand on lines of its own, and others must follow it.
     """
-    docstring = node.body[0] if is_trivial(node.body[0]) else None
-    own = node.body[1:] if docstring else node.body
-    head_end = (docstring.end_lineno if docstring else header_end(node)) or node.lineno
-    if not own or all(map(is_trivial, own)) or start(own[0]) <= head_end:
+    docstring = is_trivial(node.body[0])
+    own = node.body[docstring:]
+    if len(own) < 2 or is_trivial(own[0]) or hasattr(own[0], "body"):
         return None
-    if docstring and docstring.lineno != docstring.end_lineno:
+    if docstring and node.body[0].lineno != node.body[0].end_lineno:
         return None
-    prompt_end = head_end if docstring else start(own[0]) - 1  # a line number, from 1
+    prompt_end = own[0].end_lineno or own[0].lineno  # a line number, from 1
+    if start(node.body[0]) <= header_end(node) or start(own[1]) <= prompt_end:
+        return None
     margin = lines[node.lineno - 1][: node.col_offset]
     # Not textwrap.dedent: a string that reaches to the left of the function would hold everything back.
     whole = [line.removeprefix(margin) + "\n" for line in lines[node.lineno - 1 : node.end_lineno]]

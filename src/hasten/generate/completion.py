@@ -6,7 +6,8 @@ from typing import Literal
 
 from hasten.core.errors import DataError
 from hasten.generate.config import GenerateConfig
-from hasten.generate.text import GrowingText
+from hasten.generate.heal import heal
+from hasten.generate.text import GrowingText, TokenStream
 from hasten.tokenizer.tokenizer import Tokenizer
 
 StoppedBy = Literal["end_of_text", "stop", "length", "context", "interrupted"]
@@ -38,6 +39,14 @@ class Completion:
         return None
 
 
+def primed(tokenizer: Tokenizer, ids: list[int]) -> TokenStream:
+    """A stream that has seen the end of `ids`: what follows begins with its space if they end in a word."""
+    stream = tokenizer.stream()
+    for token in ids[-PRIMING_TOKENS:]:
+        stream.step(token)
+    return stream
+
+
 class Row:
     """One completion while it grows."""
 
@@ -53,15 +62,15 @@ class Row:
         on_piece: Callable[[str], None] | None,
     ) -> None:
         """`ids` are the prompt's; `on_piece` receives the text as it grows."""
-        self.prompt, self.seed, self.ids, self.config = prompt, seed, ids, config
+        self.prompt, self.seed, self.config = prompt, seed, config
+        self.ids, self.first = heal(ids, tokenizer) if config.heal_prompt else (ids, None)
         self.max_positions, self.eot_id = max_positions, tokenizer.eot_id
-        self.num_prompt_tokens = len(ids)
+        self.num_prompt_tokens = len(self.ids)
+        self.most_tokens = config.max_new_tokens + (self.first is not None)
         self.start = 0  # of what the model still has in its context
         self.stopped_by: StoppedBy | None = None
-        stream = tokenizer.stream()
-        for token in ids[-PRIMING_TOKENS:]:
-            stream.step(token)  # so that a completion begins with its space where the prompt ends in a word
-        self.text = GrowingText(stream, config.stop, on_piece)
+        known = "".join(map(primed(tokenizer, self.ids).step, ids[len(self.ids) :]))
+        self.text = GrowingText(primed(tokenizer, self.ids), config.stop, on_piece, skip=len(known))
         if self.is_full:
             self.forget()
 
@@ -87,7 +96,7 @@ class Row:
             self.stopped_by = "end_of_text"
         elif self.text.push(token):
             self.stopped_by = "stop"
-        elif self.num_new_tokens == self.config.max_new_tokens:
+        elif self.num_new_tokens == self.most_tokens:
             self.stopped_by = "length"
         elif self.is_full and self.config.context_overflow == "stop":
             self.stopped_by = "context"

@@ -37,6 +37,11 @@ class GenerateConfig(Config):
     repetition_penalty: float = Field(
         1.0, gt=0, description="above 1: tokens of the prompt and the text so far become less likely"
     )
+    heal_prompt: bool = Field(
+        True,
+        description="choose the prompt's last token anew among those that begin with its text: a prompt may"
+        " then end anywhere in a word or a line; false keeps its tokens as they are",
+    )
     stop: tuple[str, ...] = Field((), description="strings at which a text ends")
     stop_at_end_of_text: bool = Field(True, description="end where the model ends the document")
     context_overflow: Literal["stop", "slide"] = Field(

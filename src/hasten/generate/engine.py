@@ -108,7 +108,8 @@ def extend(model: Decoder, rows: list[Row], config: GenerateConfig, vocab_size: 
     is then exactly a shorter text, in positions that it knows, and the reading costs about one token a token.
     """
     device = model.embedding.weight.device
-    sampler = Sampler([(row.seed, row.prompt, row.ids) for row in rows], config, vocab_size, device)
+    begins = [(row.seed, row.prompt, row.ids) for row in rows]
+    sampler = Sampler(begins, config, vocab_size, device, [row.first for row in rows])
     while rows:
         rows = extend_within_context(model, rows, sampler)
         for row in rows:
@@ -120,7 +121,7 @@ def extend_within_context(model: Decoder, rows: list[Row], sampler: Sampler) -> 
     """Let the rows grow until all have ended, or one is full; return those that have not ended."""
     tokens, padding = pad_left([row.window for row in rows])
     # The last chosen token of a row is never read: it is the end, or the first of the next reading.
-    room = max(min(row.max_positions - len(row.window), row.config.max_new_tokens) for row in rows)
+    room = max(min(row.max_positions - len(row.window), row.most_tokens) for row in rows)
     with KeyValueCache(model, padding, capacity=tokens.shape[1] + room) as cache:
         hidden = cache.read(tokens.to(cache.starts.device))
         while True:

@@ -87,6 +87,16 @@ def draws(seed: int, prompt: str, count: int) -> Tensor:
     return torch.rand(count, dtype=torch.float64, generator=generator)
 
 
+def barred(first: Sequence[Sequence[int] | None], vocab_size: int) -> Tensor:
+    """Which tokens each row may not begin with: bool [B, V]."""
+    mask = torch.zeros(len(first), vocab_size, dtype=torch.bool)
+    for row, ids in zip(mask, first, strict=True):
+        if ids is not None:
+            row.fill_(True)
+            row[list(ids)] = False
+    return mask
+
+
 class Sampler:
     """Chooses a batch's next tokens, each row from its own draws."""
 
@@ -96,14 +106,19 @@ class Sampler:
         config: GenerateConfig,
         vocab_size: int,
         device: torch.device,
+        first: Sequence[Sequence[int] | None] | None = None,
     ) -> None:
-        """Each row is its seed, its prompt, and the ids that it begins with."""
+        """Each row is its seed, its prompt, and the ids that it begins with.
+
+        `first` holds the ids among which a row's first token is chosen; None is all.
+        """
         self.config, self.vocab_size, self.step = config, vocab_size, 0
+        self.barred = barred(first, vocab_size).to(device) if first else None
         self.draws: Tensor | None = None
         self.seen: Tensor | None = None
         if config.temperature > 0:
-            each = [draws(seed, prompt, config.max_new_tokens) for seed, prompt, _ in rows]
-            self.draws = torch.stack(each, dim=1).to(device)  # [max_new_tokens, B]
+            each = [draws(seed, prompt, config.max_new_tokens + 1) for seed, prompt, _ in rows]
+            self.draws = torch.stack(each, dim=1).to(device)  # [max_new_tokens + 1, B]
         if config.repetition_penalty != 1:
             self.seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
             for seen, (_, _, ids) in zip(self.seen, rows, strict=True):
@@ -112,6 +127,8 @@ class Sampler:
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row: [B, V] -> [B]; rows of a padded vocabulary are out of reach."""
         logits = logits[:, : self.vocab_size].float()
+        if self.barred is not None and self.step == 0:
+            logits = logits.masked_fill(self.barred, float("-inf"))
         if self.seen is not None:
             logits = penalize_repetition(logits, self.seen, self.config.repetition_penalty)
         tokens = logits.argmax(dim=-1) if self.draws is None else self.draw(logits, self.draws[self.step])

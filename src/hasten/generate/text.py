@@ -20,9 +20,14 @@ class GrowingText:
     """
 
     def __init__(
-        self, stream: TokenStream, stop: Sequence[str], on_text: Callable[[str], None] | None
+        self,
+        stream: TokenStream,
+        stop: Sequence[str],
+        on_text: Callable[[str], None] | None,
+        skip: int = 0,
     ) -> None:
-        self.stream, self.stop, self.on_text = stream, stop, on_text
+        """The first `skip` characters belong to the prompt."""
+        self.stream, self.stop, self.on_text, self.skip = stream, stop, on_text, skip
         self.pieces: list[str] = []
         self.held = ""
 
@@ -33,7 +38,9 @@ class GrowingText:
 
     def push(self, token: int) -> bool:
         """Take one token; True when the text has come to a stop string, which is then cut off."""
-        self.held += self.stream.step(token)
+        new = self.stream.step(token)
+        self.held += new[self.skip :]
+        self.skip = max(self.skip - len(new), 0)
         at = first_stop(self.held, self.stop)
         self.release(len(self.held) - undecided(self.held, self.stop) if at is None else at)
         return at is not None

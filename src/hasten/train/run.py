@@ -25,7 +25,7 @@ from hasten.train.engine import Whole, pinned
 from hasten.train.horizon import Cadence, Moment
 from hasten.train.journal import Journal
 from hasten.train.look import VALIDATION, Looks, Probe
-from hasten.train.metrics import Meter, Window
+from hasten.train.metrics import Meter, Window, measure_peak
 from hasten.train.optim import Optimizer
 from hasten.train.plan import make_plan, settle_machine
 from hasten.train.restore import latest, restore
@@ -340,9 +340,16 @@ class Run:
         rate, flops = figures["tokens_per_second"], self.model.config.flops_per_token(self.plan.row_tokens)
         more = {
             "learning_rate": multiplier * self.config.optimizer.learning_rate,
-            "mfu": rate * flops / self.peak if rate else None,
+            "mfu": self.share_of_peak(rate * flops) if rate else None,
         }
         self.journal.write(self.state.step, "train", {**figures, **more, **self.place()})
+
+    def share_of_peak(self, flops_per_second: float) -> float:
+        """MFU.  Above one, the peak was measured while others had the processors: it is measured again."""
+        if flops_per_second > self.peak:
+            again = measure_peak(self.runtime.device, self.plan.precision) * self.runtime.world_size
+            self.peak = max(self.peak, again)
+        return flops_per_second / self.peak
 
     def summary(self, decision: Decision) -> Summary:
         """What the run came to."""

@@ -1,0 +1,142 @@
+"""From a folder of text to a report, and again: what is redone and what is kept."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hasten.cli import main
+from hasten.core import config
+from hasten.core.config import dump
+from hasten.recipe import Recipe, shipped
+from hasten.train.restore import best, latest
+
+SUMMARY = {
+    "parameters",
+    "tokens",
+    "seconds",
+    "val_loss",
+    "test_loss",
+    "test_bits_per_byte",
+    "test_accuracy",
+    "parse_rate",
+    "lzma_bits_per_byte",
+    "lzma_stream_bits_per_byte",
+    "report",
+}
+
+
+def stages_run(out: str) -> list[str]:
+    """The stages that a journey's output says were done, not kept."""
+    return [line.split()[1].rstrip(":") for line in out.splitlines() if ": done in " in line]
+
+
+def weights(run: Path) -> bytes:
+    folder = latest(run / "checkpoints")
+    assert folder is not None
+    return (folder / "weights/model.safetensors").read_bytes()
+
+
+def test_a_journey_leaves_all_its_files_and_every_figure(recipe, tmp_path, capsys):
+    assert main(["journey", str(recipe)]) == 0
+    run = tmp_path / "run"
+    assert stages_run(capsys.readouterr().out) == ["prepare", "train", "evaluate", "generate", "report"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary.keys() == SUMMARY and None not in summary.values()
+    assert summary["tokens"] == 4 * 128 and summary["test_bits_per_byte"] > 0
+    assert Path(summary["report"]).read_text().startswith("<!doctype html>")
+    assert [s["prompt"] for s in json.loads((run / "samples.json").read_text())] == ["the cat", "a dog"]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["test"]["loss"] == summary["test_loss"]
+    resolved = config.load(Recipe, run / "recipe.yaml")
+    assert dump(resolved) == (run / "recipe.yaml").read_text()
+
+
+def test_run_again_it_keeps_everything_but_the_report(recipe, tmp_path, capsys):
+    main(["journey", str(recipe)])
+    before = weights(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["journey", str(recipe)]) == 0
+    assert stages_run(capsys.readouterr().out) == ["report"]
+    assert weights(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    "change, redone",
+    [
+        ("generate.seed=5", ["generate", "report"]),
+        ("evaluate.max_bytes=1000", ["evaluate", "report"]),
+        ("train.seed=1", ["train", "evaluate", "generate", "report"]),
+        ("data.tokenizer.vocab_size=290", ["prepare", "train", "evaluate", "generate", "report"]),
+    ],
+)
+def test_a_change_redoes_what_it_reaches_and_nothing_else(recipe, tmp_path, change, redone, capsys):
+    main(["journey", str(recipe)])
+    capsys.readouterr()
+    assert main(["journey", str(recipe), change]) == 0
+    assert stages_run(capsys.readouterr().out) == redone
+    # A training that begins anew leaves the earlier run beside it.
+    assert (tmp_path / "run-1/checkpoints").exists() == ("train" in redone)
+
+
+def test_a_changed_file_is_noticed(recipe, text_files, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(text_files, own)
+    words = [str(recipe), f"data.sources=[{own}]", "journey=[prepare, train]"]
+    main(["journey", *words])
+    (own / "story-00.txt").write_text("a new story about a cat and a dog in the old house. " * 20)
+    capsys.readouterr()
+    assert main(["journey", *words]) == 0
+    assert stages_run(capsys.readouterr().out) == ["prepare", "train"]
+
+
+def test_text_without_python_goes_the_same_way_without_a_parse_rate(recipe, text_files, tmp_path, capsys):
+    assert main(["journey", str(recipe), f"data.sources=['{text_files}/*.txt']"]) == 0
+    assert "no parse rate" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/summary.json").read_text())["parse_rate"] is None
+
+
+def test_training_again_says_that_it_is_done_and_changes_nothing(recipe, tmp_path):
+    assert main(["train", str(recipe)]) == 0
+    before, lines = weights(tmp_path / "run"), (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert main(["train", str(recipe)]) == 0
+    assert weights(tmp_path / "run") == before
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == lines
+
+
+def test_a_folder_that_holds_another_run_is_refused_by_the_first_difference(recipe, tmp_path, capsys):
+    main(["train", str(recipe)])
+    before = weights(tmp_path / "run")
+    assert main(["train", str(recipe), "train.seed=7"]) == 2
+    assert "holds another run (train.seed is 0 there and 7 here)" in capsys.readouterr().err
+    assert weights(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_recipe_that_ships_trains_saves_and_resumes_bit_for_bit(name, text_files, tmp_path, capsys):
+    """Two steps and two more are the same as four at once, with the recipe's own model made small."""
+    small = [
+        "model.dim=32",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "data.row_tokens=32",
+        "train.batch_tokens=64",
+    ]
+    common = [
+        *small,
+        f"data.sources=[{text_files}]",
+        "data.tokenizer={kind: bpe, vocab_size: 300}",
+        f"data.cache={tmp_path / 'data'}",
+        "train.minutes=null",
+        "train.steps=4",
+        "train.validate_every=2",
+        "train.validation_tokens=128",
+    ]
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    assert main(["train", name, *common, f"output={straight}", "train.checkpoint_every=2"]) == 0
+    assert main(["train", name, *common, f"output={halves}", "train.checkpoint_every=2"]) == 0
+    shutil.rmtree(halves / "checkpoints/step-000004")
+    assert main(["train", name, *common, f"output={halves}", "train.checkpoint_every=2"]) == 0
+    assert weights(straight) == weights(halves)
+    assert best(straight / "checkpoints") is not None
