@@ -43,10 +43,15 @@ def journey(words: Words) -> None:
     recipe = recipe_of(words, "journey")
     from hasten import journey as journeys
     from hasten import stages
-    from hasten.report.summary import show
+    from hasten.report.summary import show, show_samples
 
     journeys.run(recipe, stages.ACTIONS, stages.set_aside)
-    show(recipe.output)
+    if "train" in recipe.journey:
+        show(recipe.output)
+        say()
+        show_samples(recipe.output)
+    if "report" in recipe.journey:
+        say(f"report: {recipe.output / 'report.html'}")
 
 
 def prepare(words: Words) -> None:

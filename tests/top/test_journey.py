@@ -41,7 +41,11 @@ def weights(run: Path) -> bytes:
 def test_a_journey_leaves_all_its_files_and_every_figure(recipe, tmp_path, capsys):
     assert main(["journey", str(recipe)]) == 0
     run = tmp_path / "run"
-    assert stages_run(capsys.readouterr().out) == ["prepare", "train", "evaluate", "generate", "report"]
+    out = capsys.readouterr().out
+    assert stages_run(out) == ["prepare", "train", "evaluate", "generate", "report"]
+    assert "Test loss" in out and "LZMA, each file" in out, "the table"
+    assert all(line in out for line in ("the cat", "a dog")), "the samples"
+    assert out.endswith(f"report: {run / 'report.html'}\n")
     summary = json.loads((run / "summary.json").read_text())
     assert summary.keys() == SUMMARY and None not in summary.values()
     assert summary["tokens"] == 4 * 128 and summary["test_bits_per_byte"] > 0

@@ -134,6 +134,12 @@ def show(*folders: Path, language: Language = "en") -> None:
     Console().print(table(folders, language))
 
 
+def show_samples(folder: Path, count: int = 3) -> None:
+    """Print the first texts that the model wrote, the prompt dimmed."""
+    for sample in read_run(folder).samples[:count]:
+        Console().print(Text(sample.prompt, style="dim") + Text(sample.text.rstrip()), end="\n\n")
+
+
 def table(folders: Sequence[Path], language: Language = "en") -> Table:
     """The figures of runs side by side, for `rich` to print."""
     summaries = [figures_of(run) for run in read_runs(folders)]
