@@ -26,7 +26,7 @@ from hasten.report.summary import write_summary
 from hasten.serve.chat import chat
 from hasten.serve.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.restore import load_model
+from hasten.train.restore import checkpoint_in, load_model
 from hasten.train.run import Run, Summary
 
 RECIPE = "recipe.yaml"
@@ -165,11 +165,12 @@ def talk(recipe: Recipe) -> None:
 
 
 def loaded(recipe: Recipe) -> tuple[Decoder, Tokenizer, Path]:
-    """The model that evaluate, generate and chat work with, its tokenizer, and where it came from."""
-    model, tokenizer = load_model(recipe.source, choose_device(recipe.device))
+    """The model that evaluate, generate and chat work with, its tokenizer, and the folder that holds them."""
+    folder = checkpoint_in(recipe.source)
+    model, tokenizer = load_model(folder, choose_device(recipe.device))
     if tokenizer is None:
-        raise ConfigError(f"{recipe.source}: has no tokenizer.json; put the model's own beside its weights")
-    return model, tokenizer, recipe.source
+        raise ConfigError(f"{folder}: has no tokenizer.json; put the model's own beside its weights")
+    return model, tokenizer, folder
 
 
 def report(recipe: Recipe, others: Sequence[Path] = ()) -> Path:

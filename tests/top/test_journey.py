@@ -53,6 +53,7 @@ def test_a_journey_leaves_all_its_files_and_every_figure(recipe, tmp_path, capsy
     assert [s["prompt"] for s in json.loads((run / "samples.json").read_text())] == ["the cat", "a dog"]
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["test"]["loss"] == summary["test_loss"]
+    assert evaluation["checkpoint"] == str(best(run / "checkpoints")), "an artefact names its parent"
     resolved = config.load(Recipe, run / "recipe.yaml")
     assert dump(resolved) == (run / "recipe.yaml").read_text()
 
