@@ -35,8 +35,13 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## the programs in bench/ that take minutes; results go to bench/results/
-	for program in bench/*.py; do $(BIN)/python $$program || exit 1; done
+bench: $(READY)  ## the programs that take minutes each; results go to bench/results/
+	$(BIN)/python bench/kill.py --save bench/results/kill.json
+	$(BIN)/python bench/checkpoint.py --save bench/results/checkpoint.json
+	$(BIN)/python bench/generation.py > bench/results/generation.json
+	$(BIN)/python bench/prepare_memory.py --save bench/results/prepare-memory.json
+	$(BIN)/python bench/demo.py --save bench/results/demo.json
+	$(BIN)/python bench/readme.py
 
 clean:  ## forget the environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

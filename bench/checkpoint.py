@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, help="where to write (a temporary folder)")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--save", type=Path, help="write the JSON here too")
     arguments = parser.parse_args()
     config = ModelConfig(vocab_size=4096, dim=arguments.dim, num_layers=arguments.layers, num_heads=8)
     model = build(config, seed=0, device=choose_device(arguments.device))
@@ -85,8 +85,8 @@ def main() -> None:
             where = Path(folder) / optimizer_config.kind
             result[optimizer_config.kind] = time_optimizer(model, optimizer, where, arguments.repeats)
     result |= {"torch_threads": torch.get_num_threads(), **environment()}
-    if arguments.out:
-        write_json(arguments.out, result)
+    if arguments.save:
+        write_json(arguments.save, result)
     print(json.dumps(result))
 
 

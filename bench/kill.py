@@ -224,7 +224,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=200, help="deaths (200)")
     parser.add_argument("--flips", type=int, default=500, help="flipped bytes (500)")
     parser.add_argument("--truncations", type=int, default=100, help="files cut short (100)")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--save", type=Path, help="write the JSON here too")
     arguments = parser.parse_args()
     began = time.monotonic()
     torch.set_num_threads(1)  # no thread pool may exist when a process forks
@@ -255,8 +255,8 @@ def main() -> int:
     good = arguments.times == deaths.kills == deaths.recovered == deaths.equal and not silent
     if good:
         shutil.rmtree(root)
-    if arguments.out:
-        write_json(arguments.out, result)
+    if arguments.save:
+        write_json(arguments.save, result)
     print(json.dumps(result))
     return 0 if good else 1
 

@@ -17,6 +17,7 @@ from hasten.core.console import clock, say
 from hasten.core.files import fingerprint, write_json
 from hasten.data.prepare import input_fingerprint
 from hasten.recipe import Recipe
+from hasten.train.run import Summary
 
 JOURNAL = "journey.json"
 INPUTS: dict[str, tuple[set[str], tuple[str, ...], tuple[str, ...]]] = {
@@ -35,8 +36,12 @@ INPUTS: dict[str, tuple[set[str], tuple[str, ...], tuple[str, ...]]] = {
 Action = Callable[[Recipe], object]
 
 
-def run(recipe: Recipe, actions: dict[str, Action], inputs_changed: Action) -> None:
-    """Run the stages of `recipe.journey` that are not done; `inputs_changed` clears the way for a new run."""
+def run(recipe: Recipe, actions: dict[str, Action], clear_the_way: Callable[[Recipe, bool], None]) -> bool:
+    """Run the stages of `recipe.journey` that are not done; False where someone stopped the training.
+
+    `clear_the_way(recipe, done)` moves an earlier run of other inputs out of the way of training; `done` says
+    that it had ended, and that its inputs have changed.
+    """
     done = read_journal(recipe.output)
     keys: dict[str, str] = {}
     for number, stage in enumerate(recipe.journey, start=1):
@@ -45,17 +50,21 @@ def run(recipe: Recipe, actions: dict[str, Action], inputs_changed: Action) -> N
         if stage in INPUTS and done.get(stage, {}).get("key") == key:
             say(f"{title}: unchanged, kept")
             continue
-        if stage == "train" and stage in done:
-            inputs_changed(recipe)
+        if stage == "train":
+            clear_the_way(recipe, stage in done)
             done = {name: entry for name, entry in done.items() if name == "prepare"}
         say(title)
         started = time.monotonic()
-        actions[stage](recipe)
+        result = actions[stage](recipe)
+        if isinstance(result, Summary) and not result.completed:
+            say(f"{title}: stopped and saved; give the same command to go on")
+            return False
         seconds = time.monotonic() - started
         recipe.output.mkdir(parents=True, exist_ok=True)
         done[stage] = {"key": key, "seconds": round(seconds, 1)}
         write_json(recipe.output / JOURNAL, done)
         say(f"{title}: done in {clock(seconds)}")
+    return True
 
 
 def stage_key(stage: str, recipe: Recipe, keys: dict[str, str]) -> str:

@@ -79,13 +79,11 @@ def assemble(recipe: Recipe, started: float) -> Run:
 def claim(recipe: Recipe) -> None:
     """Make the output folder this run's own: refuse one that holds another run."""
     folder, path = recipe.output, recipe.output / RECIPE
-    if path.exists():
-        there = config.load(Recipe, path).identity()
-        if difference := first_difference(there, recipe.identity()):
-            raise ConfigError(
-                f"{folder} holds another run ({difference}); write another `output`, or move that folder away"
-            )
-    elif (folder / "checkpoints").exists():
+    if difference := difference_there(recipe):
+        raise ConfigError(
+            f"{folder} holds another run ({difference}); write another `output`, or move that folder away"
+        )
+    if not path.exists() and (folder / "checkpoints").exists():
         raise ConfigError(f"{folder} holds checkpoints without a {RECIPE}; write another `output`")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +92,14 @@ def claim(recipe: Recipe) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"output: {folder} cannot be written ({reason}); write another `output`") from None
+
+
+def difference_there(recipe: Recipe) -> str | None:
+    """In what the run in the output folder differs from this one; None where it holds none, or this."""
+    path = recipe.output / RECIPE
+    if not path.exists():
+        return None
+    return first_difference(config.load(Recipe, path).identity(), recipe.identity())
 
 
 def first_difference(there: Any, here: Any, at: str = "") -> str | None:
@@ -107,9 +113,14 @@ def first_difference(there: Any, here: Any, at: str = "") -> str | None:
     return None if there == here else f"{at} is {json.dumps(there)} there and {json.dumps(here)} here"
 
 
-def set_aside(recipe: Recipe) -> None:
-    """Move a run whose inputs have changed to a numbered name beside it, so that a new one can begin."""
+def set_aside(recipe: Recipe, done: bool) -> None:
+    """Move a run of other inputs to a numbered name beside it, so that a new one can begin.
+
+    One that was interrupted stays if it is this run, to be gone on with.
+    """
     folder = recipe.output
+    if not folder.exists() or not (done or difference_there(recipe)):
+        return
     number = next(n for n in range(1, 10**6) if not (folder.with_name(f"{folder.name}-{n}")).exists())
     kept = folder.with_name(f"{folder.name}-{number}")
     folder.rename(kept)

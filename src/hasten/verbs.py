@@ -45,7 +45,8 @@ def journey(words: Words) -> None:
     from hasten import stages
     from hasten.report.summary import show, show_samples
 
-    journeys.run(recipe, stages.ACTIONS, stages.set_aside)
+    if not journeys.run(recipe, stages.ACTIONS, stages.set_aside):
+        return
     if "train" in recipe.journey:
         show(recipe.output)
         say()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from hasten.cli import main
 from hasten.core import config
 from hasten.core.config import dump
 from hasten.recipe import Recipe, shipped
+from hasten.train.horizon import Moment
 from hasten.train.restore import best, latest
+from hasten.train.run import Run
 
 SUMMARY = {
     "parameters",
@@ -116,6 +119,42 @@ def test_a_folder_that_holds_another_run_is_refused_by_the_first_difference(reci
     assert main(["train", str(recipe), "train.seed=7"]) == 2
     assert "holds another run (train.seed is 0 there and 7 here)" in capsys.readouterr().err
     assert weights(tmp_path / "run") == before
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Let a training be asked to stop, as by SIGTERM, once it has taken so many steps."""
+    advance = Run.advance
+
+    def advance_and_stop(self: Run, moment: Moment) -> None:
+        advance(self, moment)
+        if self.state.step == steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "advance", advance_and_stop)
+
+
+def test_a_stopped_journey_goes_on_where_it_was_and_ends_as_if_undisturbed(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    assert main(["journey", str(recipe), f"output={tmp_path / 'undisturbed'}"]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert main(["journey", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert "stopped and saved; give the same command to go on" in out
+    assert not (tmp_path / "run/evaluation.json").exists()
+    assert main(["journey", str(recipe)]) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "undisturbed")
+    assert not (tmp_path / "run-1").exists()
+
+
+def test_a_stopped_journey_whose_recipe_then_changes_begins_anew_beside_it(recipe, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        main(["journey", str(recipe)])
+    assert main(["journey", str(recipe), "train.seed=3"]) == 0
+    assert latest(tmp_path / "run-1/checkpoints") == tmp_path / "run-1/checkpoints/step-000002"
+    assert (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.parametrize("name", shipped())
