@@ -1,4 +1,4 @@
-"""Faults to inject: system calls that fail, and processes that die at one."""
+"""Faults to inject (system calls that fail, processes that die at one), and the smallest tokenizer."""
 
 import errno
 import os
@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from hasten.tokenizer.tokenizer import Tokenizer
 
 FILE_CALLS = ("mkdir", "open", "fsync", "rename", "replace", "unlink", "rmdir")
 
@@ -51,6 +55,23 @@ def in_child() -> Callable[[Callable[[], object]], int]:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Callable[..., Tokenizer]:
+    """`byte_tokenizer("<|end|>")`: the 256 bytes without a merge, then the special tokens named."""
+
+    def make(*special: str) -> Tokenizer:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        inner = tokenizers.Tokenizer(
+            models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[])
+        )
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.add_special_tokens([*special])
+        return Tokenizer(inner)
+
+    return make
 
 
 def die() -> None:

@@ -72,13 +72,8 @@ def stage_key(stage: str, recipe: Recipe, keys: dict[str, str]) -> str:
     sections, folders, before = INPUTS.get(stage, (set(), (), ()))
     parents = {name: keys[name] for name in before if name in keys}
     values = recipe.model_dump(mode="json", include=sections)
-    sources = source_state(recipe) if stage == "prepare" else None
+    sources = input_fingerprint(recipe.text) if stage == "prepare" else None
     return fingerprint([stage, values, code_version(folders), parents, sources])
-
-
-def source_state(recipe: Recipe) -> str | None:
-    """The fingerprint of the files that the data come from, as `prepare` sees them."""
-    return input_fingerprint(recipe.text)
 
 
 def code_version(folders: tuple[str, ...]) -> str:

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
 
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder, build
@@ -13,14 +11,9 @@ from hasten.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
-def bytes_only() -> Tokenizer:
+def bytes_only(byte_tokenizer) -> Tokenizer:
     """256 bytes and the end of text, id 256: every character of more than one byte is several tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = tokenizers.Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["<|endoftext|>"])
-    return Tokenizer(inner)
+    return byte_tokenizer("<|endoftext|>")
 
 
 def small_config(**changes: object) -> ModelConfig:

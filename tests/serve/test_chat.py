@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import pytest
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
 
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import generate
@@ -23,14 +21,9 @@ GREEDY = GenerateConfig(temperature=0.0, max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer(byte_tokenizer) -> Tokenizer:
     """Bytes, and two special tokens of which the second ends an answer."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = tokenizers.Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    return Tokenizer(inner)
+    return byte_tokenizer("<|im_start|>", "<|im_end|>")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from hasten.core.errors import DataError
 from hasten.serve import template as template_module
@@ -230,14 +228,9 @@ def test_broken_settings_are_refused(tmp_path, content, message):
 
 
 @pytest.fixture(scope="module")
-def chatml() -> Tokenizer:
+def chatml(byte_tokenizer) -> Tokenizer:
     """A byte tokenizer with ChatML's two special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = tokenizers.Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    return Tokenizer(inner)
+    return byte_tokenizer("<|im_start|>", "<|im_end|>")
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS, ids=["one", "chinese", "three"])

@@ -13,7 +13,6 @@ from hasten.core.config import Config
 from hasten.core.console import Progress, say
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json
-from hasten.core.runtime import has_fast_bf16
 from hasten.data.source import Document
 from hasten.evaluate.baselines import baselines
 from hasten.evaluate.code import FunctionPrompt, Snippet, function_prompts, parse_rate, parses
@@ -23,6 +22,7 @@ from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import check_vocabulary, generate
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.engine import choose_precision
 
 Positive = Annotated[int, Field(ge=1)]
 EXAMPLES = 5  # snippets kept in evaluation.json
@@ -114,9 +114,7 @@ def language(
     model: Decoder, tokenizer: Tokenizer, documents: Sequence[Document], config: EvaluateConfig
 ) -> dict[str, Any]:
     """`{split: score}`, and `"sources": {name: score}` where there are several sources."""
-    bf16 = config.precision == "bf16"
-    if config.precision == "auto":
-        bf16 = has_fast_bf16(next(model.parameters()).device)
+    bf16 = choose_precision(config.precision, next(model.parameters()).device) == "bf16"
     with Progress("evaluate", unit="tokens") as progress:
 
         def show(done: int, total: int) -> None:

@@ -5,8 +5,6 @@ indentation after it are one token: after `):` alone it has never seen a new lin
 back and chosen anew among those that begin with its bytes ("token healing", as in the guidance library).
 """
 
-from collections.abc import Sequence
-
 from hasten.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,7 +22,6 @@ def heal(ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[int] | N
 
 def beginning_like(token: int, tokenizer: Tokenizer) -> list[int]:
     """Every id whose bytes begin with those of `token`, itself among them."""
-    spelling: bytes = tokenizer.token_bytes[token]
-    spellings: Sequence[bytes] = tokenizer.token_bytes
-    special = tokenizer.special_ids
-    return [id for id, other in enumerate(spellings) if other.startswith(spelling) and id not in special]
+    spellings, special = tokenizer.token_bytes, tokenizer.special_ids
+    beginning = spellings[token]
+    return [id for id, other in enumerate(spellings) if other.startswith(beginning) and id not in special]
