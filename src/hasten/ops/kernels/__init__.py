@@ -1,0 +1,1 @@
+"""C++ for CPUs: each function is named after the op that it must equal."""
