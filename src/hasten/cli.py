@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from hasten import __version__
+from hasten.core.allocator import settle_allocator
 from hasten.core.errors import ConfigError, HastenError, did_you_mean
 
 VERBS = {
@@ -24,6 +25,9 @@ VERBS = {
     "init": "copy a recipe that ships into your folder",
     "schema": "print the JSON schema of recipes, for editors",
 }
+
+COMPUTING = {"journey", "train", "evaluate", "generate", "chat", "bench"}
+"""Verbs that take and give back much memory."""
 
 EXAMPLES = """\
 examples:
@@ -41,6 +45,8 @@ Exit codes: 0 done, 1 interrupted or failed, 2 something to mend in what was ask
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the process's exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and words and words[0] in COMPUTING:
+        settle_allocator()
     try:
         return run(words)
     except HastenError as error:
