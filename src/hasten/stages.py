@@ -28,6 +28,7 @@ from hasten.serve.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.restore import checkpoint_in, load_model
 from hasten.train.run import Run, Summary
+from hasten.train.times import time_table
 
 RECIPE = "recipe.yaml"
 
@@ -46,6 +47,7 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
         how = "trained" if summary.completed else "stopped and saved; run it again to go on:"
         what = f"{summary.steps:,} steps, {summary.tokens:,} tokens, {summary.seconds:,.0f} s"
         say(f"{how} {what}: {recipe.output}")
+        say(time_table(summary.times))
     return summary
 
 

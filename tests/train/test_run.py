@@ -22,10 +22,11 @@ from hasten.train import plan
 from hasten.train.metrics import measure_peak
 from hasten.train.restore import read_tensors
 from hasten.train.schedule import WSD
+from hasten.train.times import PARTS
 
 STEPS = 20
 FILES = ("weights/model.safetensors", "state/optimizer.safetensors")
-TIMES = {"seconds", "tokens_per_second", "mfu"}
+TIMES = {"seconds", "tokens_per_second", "mfu", *PARTS}
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_a_crash_loses_no_line_and_doubles_none(
     broken = make_run(tmp_path, prepared, **every_three(), probes=[Act(1, crash)])
     with pytest.raises(ZeroDivisionError):
         broken.fit()
-    broken.checkpoints.wait()
+    broken.saves.wait()
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 99, "ki')  # what a crash can leave of a line
     make_run(tmp_path, prepared, **every_three()).fit()
@@ -129,7 +130,8 @@ def test_a_finished_run_has_nothing_left_to_do(straight: Path, prepared: Path) -
     before, written = end_of(straight), (straight / "metrics.jsonl").read_bytes()
     summary = make_run(straight, prepared, **every_three()).fit()
     assert summary.completed and summary.steps == STEPS
-    assert summary.validation["validation_loss"] == lines(straight)[-1]["validation_loss"]
+    validated = [line for line in lines(straight) if line["kind"] == "validation"]
+    assert summary.validation["validation_loss"] == validated[-1]["validation_loss"]
     assert end_of(straight) == before and (straight / "metrics.jsonl").read_bytes() == written
 
 

@@ -1,6 +1,8 @@
 """How much of a batch fits through the model at once."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +22,14 @@ def device_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[1]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(physical, container_limit() or physical)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of tensors on a GPU, of this whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def container_limit() -> int | None:
@@ -48,7 +58,7 @@ def choose_micro_rows(
     share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
     memory = device_memory(device)
     room = share * memory - config.state_bytes("muon" if optimizer == "muon" else "adamw")
-    width = 2 if precision == "bf16" else 4
+    width = 4 if precision == "fp32" else 2
     needed = {
         n: config.activation_bytes(n, row_tokens, bytes_per_number=width, chunk_tokens=chunk_tokens)
         for n in range(1, rows + 1)

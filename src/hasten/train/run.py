@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 
@@ -19,24 +19,25 @@ from hasten.model.transformer import Decoder
 from hasten.objective.protocol import Objective
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
-from hasten.train.checkpoint import Checkpoints
 from hasten.train.config import TrainConfig
 from hasten.train.engine import Whole, pinned
-from hasten.train.horizon import Cadence, Moment
+from hasten.train.horizon import Moment
 from hasten.train.journal import Journal
 from hasten.train.look import VALIDATION, Looks, Probe
-from hasten.train.metrics import Meter, Window, measure_peak
+from hasten.train.memory import peak_memory
+from hasten.train.metrics import Window
 from hasten.train.optim import Optimizer
+from hasten.train.pace import Pace
 from hasten.train.plan import make_plan, settle_machine
-from hasten.train.restore import latest, restore
+from hasten.train.restore import restore
+from hasten.train.saves import Saves
 from hasten.train.signals import StopSignals
 from hasten.train.state import State
 from hasten.train.step import Outcome, train_step
+from hasten.train.times import CHECKPOINTS, DATA, LOOKS, MODEL, REST, make_times
 from hasten.train.validate import Validation
 
 CHECKPOINT = "checkpoint"
-CHECKPOINT_SECONDS = 300.0
-"""`checkpoint_every: auto` loses about this much training to a crash, and no more."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Summary:
     skipped: int  # steps that were not finite
     rollbacks: int
     validation: dict[str, float]  # the last figures
+    times: dict[str, float]  # seconds of each of `times.PARTS`, which add up to `seconds`
+    peak_memory: int  # bytes: a GPU's for tensors, else all that the process held
     completed: bool  # False: asked to stop before the end
 
 
@@ -95,6 +98,7 @@ class Run:
         started: float | None = None,
     ) -> None:
         self.started = time.monotonic() if started is None else started
+        self.times = make_times(self.started, runtime.device)
         self.folder, self.config, self.runtime, self.model = folder, config, runtime, model
         self.corpus, self.tokenizer, self.parent = corpus, tokenizer, parent
         self.objective = objective
@@ -102,16 +106,14 @@ class Run:
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
         self.optimizer = Optimizer(model, config.optimizer)
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
-        self.saves = Cadence(config.checkpoint_every, CHECKPOINT_SECONDS)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
-        self.meter, self.signals = Meter(runtime.device), StopSignals()
+        flops = model.config.flops_per_token(self.plan.row_tokens)
+        self.pace = Pace(runtime.device, self.plan, flops, runtime.world_size)
+        self.signals = StopSignals()
         self.taken: deque[Taken] = deque()
-        self.recent_seconds: deque[float] = deque(maxlen=9)  # of steps
-        self.save_seconds = 0.0
         self.journal = Journal(folder, self.plan, tensorboard=config.tensorboard, leads=self.leads)
-        if self.leads:
-            self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
+        self.saves = Saves(folder / "checkpoints", config, leads=self.leads)
 
     def open_validation(self, corpus: Corpus | None) -> Validation | None:
         """The rows to validate on, read once."""
@@ -128,7 +130,7 @@ class Run:
     def fit(self) -> Summary:
         """Train to the end, or until SIGTERM or SIGINT; all is saved then, and a new run goes on from it."""
         self.resume()
-        self.peak, compiled = settle_machine(
+        self.pace.peak, compiled = settle_machine(
             self.plan, self.config, self.model.config, self.runtime, self.state.step
         )
         self.engine = Whole(
@@ -138,11 +140,13 @@ class Run:
             self.signals,
             Prefetch(self.make_batches, self.state.data_step) as self.batches,
             self.journal,
+            self.times.watching_compiler(compiled),
         ):
+            self.times.enter(REST)
             decision = self.loop()
-            if self.leads:
-                self.checkpoints.wait()
-        return self.summary(decision)
+            with self.times.of(CHECKPOINTS):
+                self.saves.wait()
+            return self.summary(decision)
 
     def loop(self) -> Decision:
         """Look, save, step, until there is nothing left or someone asks to stop."""
@@ -153,10 +157,12 @@ class Run:
             if decision.save and not self.sound():
                 self.roll_back()
                 continue
-            for name in decision.looks:
-                self.look(name, decision.moment)
+            with self.times.of(LOOKS):
+                for name in decision.looks:
+                    self.look(name, decision.moment)
             if decision.save:
-                self.save(decision)
+                with self.times.of(CHECKPOINTS):
+                    self.save(decision)
             if decision.stop or decision.moment.ended:
                 return decision
             self.advance(decision.moment)
@@ -168,18 +174,18 @@ class Run:
 
     def own_decision(self, stop: bool) -> Decision:
         """What comes next by this rank's clock."""
-        step_seconds = median(self.recent_seconds) if self.recent_seconds else 0.0
+        step_seconds = self.pace.step_seconds
         token_seconds = step_seconds / self.plan.batch_tokens
         moment = self.plan.horizon.moment(
             self.state.step,
             self.elapsed(),
-            reserve=self.looks.estimate_all(token_seconds) + self.save_seconds,
+            reserve=self.looks.estimate_all(token_seconds) + self.saves.seconds,
             step_seconds=step_seconds,
         )
         if self.state.finished == self.plan.horizon.total:
             moment = replace(moment, ended=True)
-        save = self.saves.due(moment) or (stop and self.saves.last_step != moment.step)
-        return Decision(moment, [] if stop else self.looks.due(moment, token_seconds), save, stop)
+        looks = [] if stop else self.looks.due(moment, token_seconds)
+        return Decision(moment, looks, self.saves.due(moment, stop), stop)
 
     def elapsed(self) -> float:
         """Seconds of the run, those before a resume included."""
@@ -199,30 +205,38 @@ class Run:
     def advance(self, moment: Moment) -> None:
         """Take a step, then see how the one before went: looking back keeps a GPU's queue filled."""
         began = time.perf_counter()
-        batches = next(self.batches)
+        with self.times.of(DATA):
+            batches = next(self.batches)
         # Dropout too is a function of the step alone, on any number of ranks, whatever was drawn before.
         torch.manual_seed(step_seed(self.config.seed, self.state.data_step, self.runtime.rank))
         multiplier = self.config.schedule.multiplier(moment.progress, self.state.step)
-        outcome = train_step(
-            self.engine, self.optimizer, batches, multiplier=multiplier, max_norm=self.config.max_grad_norm
-        )
+        with self.times.step() as halfway:
+            outcome = train_step(
+                self.engine,
+                self.optimizer,
+                batches,
+                multiplier=multiplier,
+                max_norm=self.config.max_grad_norm,
+                halfway=halfway,
+            )
         self.state.step += 1
         documents = tuple(name for batch in batches for name in batch.documents)
         self.taken.append(Taken(self.state.step, self.state.data_step, documents, outcome))
         self.state.data_step += 1
         if self.settle(keep=1):
             return
-        self.recent_seconds.append(time.perf_counter() - began)
-        self.meter.add(outcome, self.plan.batch_tokens, self.recent_seconds[-1])
+        self.pace.add(outcome, began)
         if self.state.step % self.config.log_every == 0:
             self.write_line(multiplier)
-        self.journal.show(self.state.step, self.elapsed(), median(self.recent_seconds))
+        self.journal.show(self.state.step, self.elapsed(), self.pace.step_seconds)
 
     def settle(self, keep: int) -> bool:
         """Look at all steps taken but the last `keep`; True if that led back to a checkpoint."""
         while len(self.taken) > keep:
             taken = self.taken.popleft()
-            if bool(taken.outcome.finite):
+            with self.times.of(MODEL):  # here a GPU's step is waited for
+                finite = bool(taken.outcome.finite)
+            if finite:
                 self.state.skips = 0
                 continue
             self.state.skips += 1
@@ -249,7 +263,8 @@ class Run:
                 f"{self.folder}: loss or weights are not finite around step {now.step}, {back}; lower the"
                 " learning rates in train.optimizer, or clean the documents that quarantine.jsonl names"
             )
-        self.load(folder)
+        with self.times.of(CHECKPOINTS):
+            self.load(folder)
         self.state.data_step, self.state.elapsed = now.data_step, now.elapsed
         self.state.skips, self.state.skipped, self.state.rollbacks = 0, now.skipped, now.rollbacks + 1
         self.taken.clear()
@@ -262,13 +277,12 @@ class Run:
             self.journal.keep(-1)  # lines of a run that ended before it saved anything
             return
         self.load(folder)
+        self.times.before = self.state.times
         self.journal.say(f"going on from {folder.name}")
 
     def newest_checkpoint(self) -> Path | None:
         """Where to go back to, the same on all ranks."""
-        if self.leads:
-            self.checkpoints.wait()
-        found = latest(self.folder / "checkpoints") if self.leads else None
+        found = self.saves.latest() if self.leads else None
         return self.agreement.led((found,) if self.leads else None)[0]
 
     def load(self, folder: Path) -> None:
@@ -279,44 +293,37 @@ class Run:
         cut = self.state.micro_rows * self.runtime.world_size
         if self.config.micro_batch_tokens != "auto" or self.plan.batch_rows % cut:
             self.state.micro_rows = planned
-        self.meter.start(Window(**self.state.window))
+        self.pace.restore(Window(**self.state.window))
         self.looks.restore(self.state.cadences, self.state.costs)
-        self.saves = self.saves.restored(self.state.cadences[CHECKPOINT])
-        self.save_seconds = self.state.costs[CHECKPOINT]
+        self.saves.restore(self.state.cadences[CHECKPOINT], self.state.costs[CHECKPOINT])
         self.journal.keep(self.state.step)
 
     def save(self, decision: Decision) -> None:
-        """Hand everything to the checkpoint's thread; the first and the last are waited for."""
-        moment, last = decision.moment, decision.stop or decision.moment.ended
-        self.saves = self.saves.done(moment)
+        """Write everything down; what the run ends with is waited for."""
+        moment = decision.moment
+        self.saves.done(moment)
         if moment.ended:
             self.state.finished = self.plan.horizon.total
         if not self.leads:
             return
-        began, first = time.monotonic(), not self.save_seconds
-        self.state.window = asdict(self.meter.read())
-        self.state.cadences = {CHECKPOINT: self.saves.state(), **self.looks.state()}
-        self.state.costs = {CHECKPOINT: self.save_seconds, **self.looks.seconds}
         self.journal.sync()
-        self.checkpoints.save(
+        self.saves.save(
             moment.step,
+            last=decision.stop or moment.ended,
             model=self.model,
             optimizer=self.optimizer,
-            state={**self.state.to_json(), "elapsed": self.elapsed()},
+            state=self.state_to_save(),
             tokenizer=self.tokenizer,
             metric=self.state.validation.get("validation_loss") if VALIDATION in decision.looks else None,
             parent=self.parent,
-            wait=first or last,
         )
-        if self.checkpoints.pending is None:
-            self.note_save(began)
-        else:
-            self.checkpoints.pending.add_done_callback(lambda _: self.note_save(began))
 
-    def note_save(self, began: float) -> None:
-        """Remember how long a save takes when nothing disturbs it."""
-        seconds = time.monotonic() - began
-        self.save_seconds = min(self.save_seconds, seconds) if self.save_seconds else seconds
+    def state_to_save(self) -> dict[str, Any]:
+        """Where the run stands, as `load` wants it."""
+        self.state.window = asdict(self.pace.meter.read())
+        self.state.cadences = {CHECKPOINT: self.saves.cadence.state(), **self.looks.state()}
+        self.state.costs = {CHECKPOINT: self.saves.seconds, **self.looks.seconds}
+        return {**self.state.to_json(), "elapsed": self.elapsed(), "times": self.times.read()}
 
     def look(self, name: str, moment: Moment) -> None:
         """Take a look and write down what was seen."""
@@ -336,30 +343,25 @@ class Run:
 
     def write_line(self, multiplier: float) -> None:
         """One line of means since the last: the only time that the loop waits for the device."""
-        figures = self.meter.take()
-        rate, flops = figures["tokens_per_second"], self.model.config.flops_per_token(self.plan.row_tokens)
-        more = {
-            "learning_rate": multiplier * self.config.optimizer.learning_rate,
-            "mfu": self.share_of_peak(rate * flops) if rate else None,
-        }
-        self.journal.write(self.state.step, "train", {**figures, **more, **self.place()})
-
-    def share_of_peak(self, flops_per_second: float) -> float:
-        """MFU.  Above one, the peak was measured while others had the processors: it is measured again."""
-        if flops_per_second > self.peak:
-            again = measure_peak(self.runtime.device, self.plan.precision) * self.runtime.world_size
-            self.peak = max(self.peak, again)
-        return flops_per_second / self.peak
+        with self.times.of(MODEL):
+            figures = self.pace.take()
+        rates = {"learning_rate": multiplier * self.config.optimizer.learning_rate}
+        self.journal.write(self.state.step, "train", {**figures, **rates, **self.place()})
 
     def summary(self, decision: Decision) -> Summary:
-        """What the run came to."""
+        """What the run came to; one that reached its end writes down where its time went."""
+        times = self.times.read()
+        if decision.moment.ended and self.pace.step_seconds:
+            self.journal.write(self.state.step, "times", {k: round(v, 3) for k, v in times.items()})
         return Summary(
             steps=self.state.step,
             tokens=self.state.step * self.plan.batch_tokens,
-            seconds=self.elapsed(),
+            seconds=sum(times.values()),
             skipped=self.state.skipped,
             rollbacks=self.state.rollbacks,
             validation=self.state.validation,
+            times=times,
+            peak_memory=peak_memory(self.runtime.device),
             completed=decision.moment.ended,
         )
 

@@ -29,6 +29,7 @@ class State:
     window: dict[str, Any] = field(default_factory=dict)
     cadences: dict[str, dict[str, Any]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)  # seconds of a save and of each look
+    times: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run (train/times.py)
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` needs."""

@@ -1,6 +1,6 @@
 """One step, the same for every kind of training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +28,14 @@ def train_step(
     *,
     multiplier: float = 1.0,
     max_norm: float | None = None,
+    halfway: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Take one step over this rank's micro-`batches`, at `multiplier` times the learning rates.
 
     The loss is a sum, divided by the count of the whole step over all ranks: however a step is cut into
     ranks and micro-batches, its gradient is the same.  A loss or gradient that is not finite leaves weights
-    and optimizer as they are, on every rank, for all of them see the same sums.
+    and optimizer as they are, on every rank, for all of them see the same sums.  `halfway` is called when the
+    gradients are there: a clock may want to know.
     """
     group = engine.runtime.group
     count = torch.stack([engine.objective.count(batch) for batch in batches]).sum().to(engine.runtime.device)
@@ -42,6 +44,7 @@ def train_step(
     loss = engine.run(batches, 1 / count.clamp(min=1))  # a step with nothing to learn is a step of zero
     if group is not None:
         distributed.all_reduce(loss, group=group)
+    halfway()
     norm = clip_gradients(optimizer.parameters, max_norm)
     finite = loss.isfinite() & norm.isfinite()
     optimizer.step(multiplier, finite)
