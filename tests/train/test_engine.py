@@ -91,8 +91,11 @@ def test_compiling_is_chosen_where_a_long_run_and_a_compiler_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine, "missing_toolchain", lambda device: None)
+    monkeypatch.setattr(engine, "library", lambda: None)
     assert choose_compile("auto", DEVICE, 10_000) == (True, "a run of about 10,000 s earns it back")
     assert choose_compile("auto", DEVICE, 100)[0] is False
+    assert choose_compile("auto", DEVICE, 100, warm=True)[0] is True
+    assert choose_compile("auto", DEVICE, 10, warm=True)[0] is False
     assert choose_compile("on", DEVICE, 1)[0] is True
     assert choose_compile("off", DEVICE, 10_000)[0] is False
     monkeypatch.setattr(engine, "missing_toolchain", lambda device: "a C++ compiler")
@@ -101,6 +104,22 @@ def test_compiling_is_chosen_where_a_long_run_and_a_compiler_are_there(
         ConfigError, match=r"train.compile: 'on' needs a C\+\+ compiler .*; write off or auto"
     ):
         choose_compile("on", DEVICE, 10_000)
+
+
+def test_auto_stays_eager_on_a_processor_that_has_its_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "missing_toolchain", lambda device: None)
+    monkeypatch.setattr(engine, "library", object)
+    chosen, why = choose_compile("auto", DEVICE, 10_000)
+    assert not chosen and "kernels" in why
+    assert choose_compile("on", DEVICE, 10_000)[0] is True
+    assert choose_compile("auto", torch.device("cuda"), 10_000)[0] is True
+
+
+def test_eight_bits_are_refused_where_there_are_none() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train.precision: fp8 needs a GPU of .* 8.9 .* cpu is none; write bf16"
+    ):
+        choose_precision("fp8", DEVICE)
 
 
 def test_the_compiler_that_the_environment_names_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ def start(device: str = "auto") -> Runtime:
     """Choose the device and, under torchrun, join the other processes."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # what names no device (waiting, NCCL, kernels) means this one
     if world_size == 1:
         return Runtime(chosen)
     if not distributed.is_initialized():
@@ -52,9 +54,14 @@ def choose_device(name: str) -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether matrix products in bf16 are faster than in fp32 here."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # earlier ones only imitate it
     features = cpu_flags()
     return bool(features & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def has_float8(device: torch.device) -> bool:
+    """Whether there are matrix products in eight bits here: Ada, Hopper and later GPUs."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def cpu_flags() -> set[str]:

@@ -40,8 +40,9 @@ class TrainConfig(Config):
     max_grad_norm: PositiveFloat | None = Field(
         default=1.0, description="scale larger gradients down to this L2 norm"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="of matrix products; weights are fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        default="auto",
+        description="of matrix products; weights are fp32; fp8: Hopper and Ada GPUs, the rest in bf16",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="auto: where the run is long enough to gain"

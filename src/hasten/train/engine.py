@@ -3,18 +3,21 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hasten.adapt.float8 import use_float8
 from hasten.core.batch import Batch
 from hasten.core.errors import ConfigError
-from hasten.core.runtime import Runtime, has_fast_bf16
+from hasten.core.runtime import Runtime, has_fast_bf16, has_float8
 from hasten.objective.protocol import Objective
+from hasten.ops.flex import DocumentAttention
+from hasten.ops.kernels.library import library
 from hasten.parallel.gradients import sum_gradients
 
 
@@ -38,12 +41,28 @@ class Engine(Protocol):
 
 
 class Whole:
-    """The whole model on one device; ranks share the batch and add up their gradients."""
+    """The whole model on one device; ranks share the batch and add up their gradients.
+
+    `packed` says that rows may hold several documents: all batches then look alike to compiled code.
+    """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, runtime: Runtime, *, precision: str, compiled: bool
+        self,
+        model: nn.Module,
+        objective: Objective,
+        runtime: Runtime,
+        *,
+        precision: str,
+        compiled: bool,
+        packed: bool = False,
     ) -> None:
         self.model, self.objective, self.runtime, self.precision = model, objective, runtime, precision
+        self.alike = compiled and packed
+        self.documents = DocumentAttention() if can_skip_tiles(runtime.device) else None
+        if self.documents is not None:
+            attend_by(model, self.documents)
+        if precision == "fp8":
+            use_float8(model)
         self.loss = torch.compile(objective.loss) if compiled else objective.loss
         if compiled:
             compile_blocks(model)
@@ -53,8 +72,9 @@ class Whole:
         self.model.train()
         total = torch.zeros((), device=self.runtime.device)
         for batch in batches:
-            loss = self.forward(batch) * scale
-            loss.backward()
+            with self.ready(batch) as here:
+                loss = self.forward(here) * scale
+                loss.backward()
             total += loss.detach()
         sum_gradients([p for p in self.model.parameters() if p.requires_grad], self.runtime.group)
         return total
@@ -66,22 +86,55 @@ class Whole:
         self.model.eval()
         total, count = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
         for batch in batches:
-            total += self.forward(batch)
+            with self.ready(batch) as here:
+                total += self.forward(here)
             count += self.objective.count(batch)
         self.model.train(training)
         return total, count
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The summed loss [] of one micro-batch."""
+    @contextmanager
+    def ready(self, batch: Batch) -> Iterator[Batch]:
+        """One micro-batch on the device, in the form in which all are, and attention set to its documents."""
         # The names of documents stay behind: a compiled loss would be made anew for each of them.
-        batch = self.objective.enrich(replace(batch, documents=()).to(self.runtime.device))
+        batch = replace(batch, documents=()).to(self.runtime.device)
+        batch = self.objective.enrich(with_segments(batch) if self.alike else batch)
+        if self.documents is None:
+            yield batch
+            return
+        with self.documents.over(batch.segments):
+            yield batch
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss [] of one micro-batch that is `ready`."""
         with self.autocast():
             hidden = self.model(**self.objective.inputs(batch))
             return self.loss(self.model, hidden, batch)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in bf16 on fp32 weights, or everything in fp32."""
-        return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.precision != "fp32")
+
+
+def with_segments(batch: Batch) -> Batch:
+    """The same batch with its segments and positions written out: with and without are two graphs."""
+    if batch.segments is not None:
+        return batch
+    length = batch.tokens.shape[1]
+    positions = torch.arange(length, device=batch.tokens.device).expand_as(batch.tokens).contiguous()
+    return replace(batch, segments=torch.ones_like(batch.tokens), positions=positions)
+
+
+def can_skip_tiles(device: torch.device) -> bool:
+    """Whether FlexAttention has its kernels here."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def attend_by(model: nn.Module, attention: DocumentAttention) -> None:
+    """Put one attention into the sockets of all layers."""
+    layers = model.layers
+    assert isinstance(layers, nn.ModuleDict)
+    for block in layers.values():
+        block.attention.attend = attention
 
 
 def pinned(batch: Batch) -> Batch:
@@ -93,6 +146,11 @@ def pinned(batch: Batch) -> Batch:
 
 def choose_precision(asked: str, device: torch.device) -> str:
     """`auto` is bf16 where it is faster than fp32."""
+    if asked == "fp8" and not has_float8(device):
+        raise ConfigError(
+            "train.precision: fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper and later), and"
+            f" {device} is none; write bf16 or auto"
+        )
     if asked != "auto":
         return asked
     return "bf16" if has_fast_bf16(device) else "fp32"
@@ -106,14 +164,19 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile(dynamic=False)
 
 
-COMPILE_SECONDS = 60.0
-"""What compiling costs on a cold cache: 25 to 90 s were seen on two CPU cores."""
+COLD_SECONDS, WARM_SECONDS = 60.0, 8.0
+"""What compiling costs: 25 to 90 s were seen on two CPU cores, and 3 to 8 s where all is in the cache."""
 COMPILE_GAIN = 0.2
 """Share of a step's time that it saves: 1.15x to 1.3x were seen."""
 
 
-def choose_compile(asked: str, device: torch.device, expected_seconds: float) -> tuple[bool, str]:
-    """Whether to compile, and why, in words; `auto` compiles where that earns back its time."""
+def choose_compile(
+    asked: str, device: torch.device, expected_seconds: float, *, warm: bool = False
+) -> tuple[bool, str]:
+    """Whether to compile, and why, in words; `auto` compiles where that earns back its time.
+
+    `warm` says that the compiler's cache holds this very model.
+    """
     missing = missing_toolchain(device)
     if asked == "off":
         return False, "train.compile is off"
@@ -121,9 +184,11 @@ def choose_compile(asked: str, device: torch.device, expected_seconds: float) ->
         if missing:
             raise ConfigError(f"train.compile: 'on' needs {missing} and none was found; write off or auto")
         return True, "train.compile is on"
+    if device.type == "cpu" and library() is not None:
+        return False, "the kernels made for this processor are as fast and are there at once"
     if missing:
         return False, f"{missing} is needed and none was found"
-    shortest = COMPILE_SECONDS / COMPILE_GAIN
+    shortest = (WARM_SECONDS if warm else COLD_SECONDS) / COMPILE_GAIN
     if expected_seconds < shortest:
         return (
             False,

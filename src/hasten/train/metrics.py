@@ -165,7 +165,7 @@ def measure_peak(device: torch.device, precision: str, seconds: float = 0.5) -> 
     On a CPU a product takes about a millisecond, so that some fall between the turns of other processes.
     """
     size = 8192 if device.type == "cuda" else 512
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
