@@ -196,12 +196,16 @@ def test_logits_count_six_bytes_each_for_the_tokens_held_at_a_time():
 
 @pytest.mark.parametrize("precision", [torch.float32])
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "relu_squared"])
-def test_the_activation_formula_is_near_what_autograd_keeps(activation, precision):
-    """Saved tensors of one more layer, each storage once; norms keep a few more numbers per token."""
+def test_the_activation_formula_is_near_what_autograd_keeps(activation, precision, monkeypatch):
+    """Saved tensors of one more layer, each storage once; norms keep a few more numbers per token.
+
+    The kernels of a CPU keep less than PyTorch's own operations.
+    """
     config = small(dim=64, num_heads=4, num_kv_heads=2, ffn_dim=128, activation=activation)
-    measured = saved_bytes(config.model_copy(update={"num_layers": 3})) - saved_bytes(config)
-    formula = 2 * layer_bytes(config, 2, 64)  # float32
-    assert formula == pytest.approx(measured, rel=0.2)
+    deeper, formula = config.model_copy(update={"num_layers": 3}), 2 * layer_bytes(config, 2, 64)  # float32
+    assert saved_bytes(deeper) - saved_bytes(config) <= 1.2 * formula
+    monkeypatch.setattr("hasten.ops.kernels.library.library", lambda: None)
+    assert formula == pytest.approx(saved_bytes(deeper) - saved_bytes(config), rel=0.2)
 
 
 def saved_bytes(config: ModelConfig) -> int:

@@ -2,27 +2,16 @@
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.model.config import ModelConfig
+from hasten.ops.activation import gelu, gelu_tanh, relu_squared, swiglu
 
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in GPT-2's tanh approximation (Hendrycks & Gimpel 2016)."""
-    return F.gelu(x, approximate="tanh")
-
-
-def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0) squared (So et al. 2021)."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu_squared": relu_squared,
-    "swiglu": F.silu,
+    "swiglu": swiglu,
 }
 
 
@@ -39,6 +28,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
-        if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        inner = (self.up(x),) if self.gate is None else (self.gate(x), self.up(x))
+        return self.down(self.activation(*inner))

@@ -16,6 +16,7 @@ from hasten.model.initial import init_weights
 from hasten.model.norm import make_norm
 from hasten.model.position import rotary_frequencies
 from hasten.ops.loss import soft_cap
+from hasten.ops.norm import rms_norm
 from hasten.ops.rope import rotary_angles
 
 
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         if self.positions is not None:
             x = x + self.positions(positions)
         if self.config.embedding_norm:
-            x = F.rms_norm(x, (self.config.dim,), eps=self.config.norm_eps)
+            x = rms_norm(x, None, self.config.norm_eps)
         device = x.device.type
         if is_autocast_available(device) and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))  # the stream is what memory bandwidth goes to

@@ -1,0 +1,29 @@
+"""How kernels for bfloat16 and float32 are called: `NAME_bf16` and `NAME_f32`, with plain C arguments."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from hasten.ops.kernels.library import address, library, on_cpu
+
+SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether a kernel can take these, the first of which says its type; a compiled graph fuses by itself."""
+    return not torch.compiler.is_compiling() and tensors[0].dtype in SUFFIX and on_cpu(*tensors)
+
+
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Run the C function `name` for tensors of `dtype`: Python's numbers are int64_t and float there."""
+    getattr(library(), f"{name}_{SUFFIX[dtype]}")(*map(in_c, arguments))
+
+
+def in_c(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    """An argument as C takes it."""
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return address(argument)
