@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hasten.ops.kernels.attention import kernel_attends, kernel_attention
+
 BLOCK, MOST_BLOCKS = 128, 8
 """Queries scored together: few enough to skip most of the hidden half, enough for full-rate products.
 
@@ -32,6 +34,8 @@ def attend(
     hides every position with another number.  `scale` is 1 / sqrt(K) by default; `dropout` drops
     probabilities.
     """
+    if kernel_attends(query, key, value, scale, dropout):
+        return kernel_attention(query, key, value, causal=causal, segments=segments, scale=scale)
     kernel = blockwise_attention if causal and blocks_win(query, key, segments) else fused_attention
     return kernel(query, key, value, causal=causal, segments=segments, scale=scale, dropout=dropout)
 
