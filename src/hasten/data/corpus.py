@@ -68,6 +68,12 @@ class Corpus:
         """Share of all places in rows that hold a target."""
         return self.num_tokens / (self.num_rows * self.row_tokens)
 
+    @property
+    def packed(self) -> bool:
+        """Whether some row is not exactly one piece, so that batches come with segments."""
+        pieces = sum(len(stream.rows.length) for stream in self.streams)
+        return pieces != self.num_rows or self.num_tokens != self.num_rows * self.row_tokens
+
     def row_weights(self, weights: Mapping[str, float]) -> list[Fraction]:
         """Each source's share of rows for its share of targets: rows of some sources may be less full."""
         names = [stream.name for stream in self.streams]

@@ -13,6 +13,7 @@ from hasten.train.engine import choose_compile, choose_precision
 from hasten.train.horizon import Clock, Horizon, Steps
 from hasten.train.memory import choose_micro_rows
 from hasten.train.metrics import measure_peak
+from hasten.train.warm import is_warm, note_of
 
 EXPECTED_MFU = 0.4
 """For a guess at the length of a run before its first step."""
@@ -27,6 +28,7 @@ class Plan:
     micro_rows: int  # of one forward pass
     horizon: Horizon
     precision: str
+    note: str  # of all that compiled code depends on
 
     @property
     def batch_tokens(self) -> int:
@@ -51,7 +53,9 @@ def make_plan(
         chunk_tokens=logits_at_once(objective, rows // world_size * row_tokens, model),
     )
     corpus.check(rows, micro_rows, world_size)
-    return Plan(rows, row_tokens, micro_rows, make_horizon(config, rows, corpus.num_rows), precision)
+    horizon = make_horizon(config, rows, corpus.num_rows)
+    note = note_of(model, (micro_rows, row_tokens), precision, runtime.device)
+    return Plan(rows, row_tokens, micro_rows, horizon, precision, note)
 
 
 def logits_at_once(objective: Objective, num_tokens: int, model: ModelConfig) -> int | None:
@@ -79,7 +83,7 @@ def settle_machine(
     """The measured matrix peak in FLOP/s over all ranks, and whether to compile; says what was decided."""
     peak = measure_peak(runtime.device, plan.precision) * runtime.world_size
     expected = expected_seconds(plan, model, steps_done, peak)
-    compiled, why = choose_compile(config.compile, runtime.device, expected)
+    compiled, why = choose_compile(config.compile, runtime.device, expected, warm=is_warm(plan.note))
     if runtime.rank == 0:
         say(
             f"{model.num_parameters:,} parameters on {runtime.world_size} x {runtime.device.type},"

@@ -36,6 +36,7 @@ from hasten.train.state import State
 from hasten.train.step import Outcome, train_step
 from hasten.train.times import CHECKPOINTS, DATA, LOOKS, MODEL, REST, make_times
 from hasten.train.validate import Validation
+from hasten.train.warm import remember
 
 CHECKPOINT = "checkpoint"
 
@@ -134,7 +135,12 @@ class Run:
             self.plan, self.config, self.model.config, self.runtime, self.state.step
         )
         self.engine = Whole(
-            self.model, self.objective, self.runtime, precision=self.plan.precision, compiled=compiled
+            self.model,
+            self.objective,
+            self.runtime,
+            precision=self.plan.precision,
+            compiled=compiled,
+            packed=self.corpus.packed,
         )
         with (
             self.signals,
@@ -144,6 +150,8 @@ class Run:
         ):
             self.times.enter(REST)
             decision = self.loop()
+            if compiled:
+                remember(self.plan.note)
             with self.times.of(CHECKPOINTS):
                 self.saves.wait()
             return self.summary(decision)
