@@ -156,6 +156,14 @@ def test_pieces_of_a_row_are_numbered_count_from_zero_and_follow_their_document(
         assert (batch.targets[batch.segments == 0] == IGNORE).all()
 
 
+@pytest.mark.parametrize(("length", "packed"), [(31, False), (7, True), (20, True)])
+def test_a_corpus_is_packed_if_some_row_is_not_one_whole_piece(tmp_path: Path, length: int, packed: bool):
+    corpus = Corpus(prepare(tmp_path, texts({"a": [length] * 8})), "train", 16, seed=0)
+    assert corpus.packed is packed
+    batches = [corpus.batches(step, rows=2, micro_rows=2)[0] for step in range(corpus.num_rows // 2)]
+    assert any(batch.segments is not None for batch in batches) is packed
+
+
 def test_a_batch_names_its_documents(prepared: Path):
     corpus = Corpus(prepared, "train", 16, 0)
     for batch in corpus.sweep(2):
