@@ -263,9 +263,9 @@ def test_a_training_step_still_works_after_a_sample(small_model: Make, bytes_onl
 def test_precision_is_that_of_the_weights_unless_asked_otherwise(small_model: Make):
     model = small_model()
     with ready(model, greedy()) as prepared:
-        assert prepared is model
+        assert prepared.model is model
     with ready(model, greedy(precision="bf16")) as prepared:
-        assert prepared.embedding.weight.dtype == torch.bfloat16
+        assert prepared.model.embedding.weight.dtype == torch.bfloat16
     assert model.embedding.weight.dtype == torch.float32
 
 

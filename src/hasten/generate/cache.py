@@ -4,6 +4,7 @@ Letters in shapes: B rows, T new tokens, S cached and new positions, D model wid
 G key/value heads, K head width.
 """
 
+import ctypes
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.core.errors import ConfigError
+from hasten.generate.native import Cache, NativeDecoder
 from hasten.model.transformer import Decoder
 from hasten.ops.attention import attend
 
@@ -20,18 +22,21 @@ class KeyValueCache:
 
         with KeyValueCache(model, padding=[0, 3], capacity=100) as cache:
             hidden = cache.read(prompts)  # [2, T] -> [2, T, D]
-            hidden = cache.read(following)  # [2, 1] -> [2, 1, D]
+            logits = cache.follow(tokens)  # [2] -> [2, V]
 
     Rows end together: a shorter row stands behind `padding` positions that nothing attends to.  The buffers
     are as long as `capacity` from the start, but memory is touched, and attention runs, only as far as they
-    are filled.  Leaving `with` gives the model its own attention back.
+    are filled.  With `native`, single tokens are read by it, and only prompts by PyTorch.  Leaving `with` gives the model its own attention back.
     """
 
-    def __init__(self, model: Decoder, padding: list[int], capacity: int) -> None:
-        self.model, self.capacity = model, capacity
+    def __init__(
+        self, model: Decoder, padding: list[int], capacity: int, native: NativeDecoder | None = None
+    ) -> None:
+        self.model, self.capacity, self.native = model, capacity, native
         self.padding = padding
         self.starts = torch.tensor(padding, device=model.embedding.weight.device)  # [B], each row's first
         self.filled = 0
+        self.places: Places | None = None
         self.attentions: list[Any] = [layer.attention for layer in model.layers.values()]
         self.slots = [Slot(self) for _ in self.attentions]
 
@@ -62,6 +67,20 @@ class KeyValueCache:
         hidden = self.model(tokens, positions=positions, segments=segments)
         self.filled = end
         return hidden
+
+    def follow(self, tokens: Tensor) -> Tensor:
+        """Scores of what comes after one more token of every row, something having been read: [B] -> [B, V].
+
+        They are in float32 and stay as they are until the next call, where `native` computes them.
+        """
+        if self.native is None:
+            return self.model.logits(self.read(tokens[:, None]))[:, 0]
+        self.check(self.filled + 1)
+        if self.places is None:
+            self.places = Places(self)
+        logits = self.places.step(self.native, tokens.contiguous())
+        self.filled += 1
+        return logits
 
     def check(self, end: int) -> None:
         """Refuse to read on to position `end` where there is no room or no such position."""
@@ -95,15 +114,17 @@ class Slot:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """`attend` over everything read so far: query [B, T, H, K], new key and value [B, T, G, K]."""
-        if self.keys is None or self.values is None:  # shapes and dtype are known with the first keys
+        if self.keys is None or self.values is None:  # shapes are known with the first keys
             rows, _, heads, width = key.shape
-            self.keys = key.new_empty(rows, heads, self.cache.capacity, width)
+            dtype = key.dtype if self.cache.native is None else self.cache.native.cache_dtype
+            self.keys = key.new_empty(rows, heads, self.cache.capacity, width, dtype=dtype)
             self.values = torch.empty_like(self.keys)
         rows, start = key.shape[0], self.cache.filled
         end = start + key.shape[1]
         self.keys[:rows, :, start:end] = key.transpose(1, 2)
         self.values[:rows, :, start:end] = value.transpose(1, 2)
-        keys, values = self.keys[:rows, :, :end], self.values[:rows, :, :end]  # [B, G, S, K]
+        keys = self.keys[:rows, :, :end].to(key.dtype)  # [B, G, S, K]
+        values = self.values[:rows, :, :end].to(key.dtype)
         return attend(query, keys.transpose(1, 2), values.transpose(1, 2), **options)
 
     def keep(self, rows: list[int], filled: int) -> None:
@@ -111,3 +132,35 @@ class Slot:
         if self.keys is not None and self.values is not None:
             self.keys[: len(rows), :, :filled] = self.keys[rows, :, :filled]
             self.values[: len(rows), :, :filled] = self.values[rows, :, :filled]
+
+
+class Places:
+    """Where `native` finds the cache: the slots' buffers, and the angles of every position."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.cache = cache
+        config = cache.model.config
+        angles = cache.model.angles(torch.arange(cache.capacity))  # [2, capacity, 1, K / 2]
+        self.angles = (None, None) if angles is None else angles.contiguous().unbind()
+        self.logits = torch.empty(len(cache.padding), config.vocabulary)
+        self.pointers = [
+            pointers([getattr(slot, name) for slot in cache.slots]) for name in ("keys", "values")
+        ]
+        self.structure = Cache(
+            *(ctypes.cast(array, ctypes.c_void_p) for array in self.pointers),
+            *(None if angle is None else angle.data_ptr() for angle in self.angles),
+            capacity=cache.capacity,
+        )
+
+    def step(self, native: NativeDecoder, tokens: Tensor) -> Tensor:
+        """tokens [B] -> logits [B, V]."""
+        place, cache = self.structure, self.cache
+        place.rows, place.filled, place.starts = len(tokens), cache.filled, cache.starts.data_ptr()
+        logits = self.logits[: len(tokens)]
+        native.step(place, tokens, logits)
+        return logits
+
+
+def pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """A C array of where each tensor's numbers begin."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

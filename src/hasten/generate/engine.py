@@ -5,7 +5,8 @@ Letters in shapes: B rows, T prompt tokens, D model width, V vocabulary.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,12 +16,27 @@ from hasten.core.errors import ConfigError
 from hasten.generate.cache import KeyValueCache
 from hasten.generate.completion import Completion, Row
 from hasten.generate.config import GenerateConfig
-from hasten.generate.half import half_weights, worth_halving
+from hasten.generate.half import worth_halving
+from hasten.generate.native import NativeDecoder, can_decode
 from hasten.generate.sample import Sampler
+from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
 
 OnText = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as it reads prompts, and how it reads single tokens where there is a faster way."""
+
+    model: Decoder
+    native: NativeDecoder | None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's."""
+        return self.model.config
 
 
 def generate(
@@ -72,7 +88,7 @@ def check_vocabulary(model: Decoder, tokenizer: Tokenizer) -> None:
 
 
 @contextmanager
-def ready(model: Decoder, config: GenerateConfig) -> Iterator[Decoder]:
+def ready(model: Decoder, config: GenerateConfig) -> Iterator[Prepared]:
     """The model in the precision asked for, in evaluation mode, uncompiled; afterwards as it was.
 
     Compiled blocks run eagerly: a cache grows with every token, and each length would be compiled anew.
@@ -80,16 +96,12 @@ def ready(model: Decoder, config: GenerateConfig) -> Iterator[Decoder]:
     stored = model.embedding.weight.dtype
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision, stored)
     prepared = model if wanted == stored else copy.deepcopy(model).to(wanted)
-    halve = config.precision == "auto" and worth_halving(prepared, config.max_new_tokens)
+    half = config.precision == "auto" and worth_halving(prepared, config.max_new_tokens)
     training = model.training
     prepared.eval()
     try:
-        with (
-            torch.inference_mode(),
-            torch.compiler.set_stance("force_eager"),
-            half_weights(prepared) if halve else nullcontext(),
-        ):
-            yield prepared
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            yield Prepared(prepared, NativeDecoder(prepared, half) if can_decode(prepared) else None)
     finally:
         model.train(training)
 
@@ -101,31 +113,33 @@ def batches(rows: list[Row], batch_rows: int) -> Iterator[list[Row]]:
         yield ordered[start : start + batch_rows]
 
 
-def extend(model: Decoder, rows: list[Row], config: GenerateConfig, vocab_size: int) -> None:
+def extend(prepared: Prepared, rows: list[Row], config: GenerateConfig, vocab_size: int) -> None:
     """Let the rows of one batch grow until each has ended.
 
     Where contexts slide, full rows keep their last half and everything is read again: what the model sees
     is then exactly a shorter text, in positions that it knows, and the reading costs about one token a token.
     """
-    device = model.embedding.weight.device
+    device = prepared.model.embedding.weight.device
     begins = [(row.seed, row.prompt, row.ids) for row in rows]
     sampler = Sampler(begins, config, vocab_size, device, [row.first for row in rows])
     while rows:
-        rows = extend_within_context(model, rows, sampler)
+        rows = extend_within_context(prepared, rows, sampler)
         for row in rows:
             if row.is_full:
                 row.forget()
 
 
-def extend_within_context(model: Decoder, rows: list[Row], sampler: Sampler) -> list[Row]:
+def extend_within_context(prepared: Prepared, rows: list[Row], sampler: Sampler) -> list[Row]:
     """Let the rows grow until all have ended, or one is full; return those that have not ended."""
     tokens, padding = pad_left([row.window for row in rows])
     # The last chosen token of a row is never read: it is the end, or the first of the next reading.
     room = max(min(row.max_positions - len(row.window), row.most_tokens) for row in rows)
-    with KeyValueCache(model, padding, capacity=tokens.shape[1] + room) as cache:
+    capacity = tokens.shape[1] + room
+    with KeyValueCache(prepared.model, padding, capacity, prepared.native) as cache:
         hidden = cache.read(tokens.to(cache.starts.device))
+        logits = prepared.model.logits(hidden[:, -1])
         while True:
-            chosen = sampler.choose(model.logits(hidden[:, -1:])[:, 0])
+            chosen = sampler.choose(logits)
             going = [i for i, token in enumerate(chosen.tolist()) if rows[i].push(token)]
             if len(going) < len(rows):
                 rows, chosen = [rows[i] for i in going], chosen[going]
@@ -133,7 +147,7 @@ def extend_within_context(model: Decoder, rows: list[Row], sampler: Sampler) -> 
                 sampler.keep(going)
             if not rows or any(row.is_full for row in rows):
                 return rows
-            hidden = cache.read(chosen[:, None])
+            logits = cache.follow(chosen)
 
 
 def pad_left(texts: list[list[int]]) -> tuple[Tensor, list[int]]:

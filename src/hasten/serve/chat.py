@@ -7,7 +7,7 @@ from typing import Protocol
 from hasten.core.errors import HastenError, did_you_mean
 from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
-from hasten.generate.engine import check_vocabulary, extend, ready
+from hasten.generate.engine import Prepared, check_vocabulary, extend, ready
 from hasten.model.transformer import Decoder
 from hasten.serve.template import Message, conversation_ids
 from hasten.tokenizer.tokenizer import Tokenizer
@@ -144,7 +144,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Prepared,
         tokenizer: Tokenizer,
         config: GenerateConfig,
         template: str | None,

@@ -1,0 +1,498 @@
+// One new token per row through a whole decoder: embedding, every block, final norm and logits in one call.
+//
+// One token multiplies each matrix with a vector or few, so the time is that of reading the matrices.  The
+// threads stay in one parallel region, split every matrix by its outputs, and meet between the phases.  Each
+// number is computed by one thread in an order that depends neither on the rows beside it nor on the number
+// of threads, so a text is the same alone and in company.
+//
+// Letters: B rows, D model width, H query heads, G key/value heads, K head width, F feed-forward width, V
+// vocabulary.  Numbers are float32; weights and the cache are float32, float16 or bfloat16.
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+
+enum Kind : int64_t { FLOAT32, FLOAT16, BFLOAT16 };
+enum Activation : int64_t { GELU, GELU_TANH, RELU_SQUARED, SWIGLU };
+
+struct Matrix {
+  const void* weight;  // [outputs, inputs]; null where the model has none
+  const float* bias;   // [outputs] or null
+  int64_t outputs, inputs;
+};
+
+struct Norm {
+  const float* weight;  // null: no weight
+  const float* bias;
+};
+
+struct Layer {
+  Norm attention_norm, ffn_norm, query_norm, key_norm;
+  Matrix query, key, value, out, gate, up, down;
+};
+
+struct Model {
+  const Layer* layers;
+  const void* embedding;  // [V, D]
+  const void* positions;  // [max_positions, D] or null
+  Norm norm;
+  Matrix head;
+  int64_t num_layers, dim, heads, kv_heads, head_dim, ffn_dim;
+  int64_t activation, layer_norm, embedding_norm, qk_norm;
+  int64_t weight_kind, table_kind, cache_kind;  // of the matrices, of the embeddings, of the cache
+  float norm_eps, soft_cap;                     // soft_cap 0: none
+};
+
+struct Cache {
+  void* const* keys;      // one [B, G, capacity, K] a layer
+  void* const* values;
+  const float* cosines;   // [capacity, K / 2] by position, or null
+  const float* sines;
+  const int64_t* starts;  // [B]: each row's first place in the cache
+  int64_t rows, filled, capacity;
+};
+
+struct Half { uint16_t bits; };
+struct Brain { uint16_t bits; };
+
+inline __mmask16 first(int64_t count) { return count >= LANES ? 0xFFFF : (__mmask16)((1u << count) - 1); }
+
+inline __m512 widen(Half, __m256i v) { return _mm512_cvtph_ps(v); }
+inline __m512 widen(Brain, __m256i v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
+inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
+template <class T> inline __m512 load(const T* p) { return widen(T{}, _mm256_loadu_si256((const __m256i*)p)); }
+template <class T> inline __m512 load(const T* p, __mmask16 m) {
+  return widen(T{}, _mm256_maskz_loadu_epi16(m, p));
+}
+inline void store(float* p, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, v); }
+inline void store(Half* p, __m512 v, __mmask16 m) {
+  _mm256_mask_storeu_epi16(p, m, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store(Brain* p, __m512 v, __mmask16 m) {
+  _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+// e^x to float32's rounding; what is not a number stays so.
+inline __m512 exp(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-104.f), _mm512_min_ps(_mm512_set1_ps(89.f), x));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.f / 5040);
+  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 sigmoid(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.f);
+  return _mm512_div_ps(one, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+
+inline __m512 tanh(__m512 x) {  // 2 sigmoid(2x) - 1
+  return _mm512_fmsub_ps(_mm512_set1_ps(2.f), sigmoid(_mm512_add_ps(x, x)), _mm512_set1_ps(1.f));
+}
+
+// erf(|x|) to 1.5e-7: Abramowitz & Stegun 1964, 7.1.26.
+inline __m512 erf_of_absolute(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.f);
+  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), x, one));
+  __m512 p = _mm512_set1_ps(1.061405429f);
+  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c));
+  const __m512 tail = exp(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(x, x)));
+  return _mm512_fnmadd_ps(_mm512_mul_ps(p, t), tail, one);
+}
+
+inline __m512 activated(__m512 x, int64_t kind) {
+  const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+  switch (kind) {
+    case GELU: {  // x/2 + |x|/2 erf(|x| / sqrt 2)
+      const __m512 e = erf_of_absolute(_mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678119f))));
+      return _mm512_fmadd_ps(_mm512_abs_ps(half), e, half);
+    }
+    case GELU_TANH: {
+      const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), _mm512_set1_ps(1.f));
+      const __m512 u = _mm512_mul_ps(_mm512_mul_ps(x, cubic), _mm512_set1_ps(0.79788456080f));
+      return _mm512_fmadd_ps(half, tanh(u), half);
+    }
+    case RELU_SQUARED: {
+      const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x);
+      return _mm512_mul_ps(positive, positive);
+    }
+    default: return _mm512_mul_ps(x, sigmoid(x));
+  }
+}
+
+// The sums of four vectors, each by the same tree.
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 each = _mm512_add_ps(
+      _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+      _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+  const __m256 fold = _mm256_add_ps(_mm512_castps512_ps256(each), _mm512_extractf32x8_ps(each, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(fold), _mm256_extractf128_ps(fold, 1));
+}
+
+// The outputs [begin, end) of `count` that are this thread's, in whole tiles.
+constexpr int64_t TILE = 4;
+struct Share { int64_t begin, end; };
+inline Share share_of(int64_t count) {
+  const int64_t tiles = (count + TILE - 1) / TILE, threads = omp_get_num_threads(), me = omp_get_thread_num();
+  return {std::min(tiles * me / threads * TILE, count), std::min(tiles * (me + 1) / threads * TILE, count)};
+}
+
+// Where outputs are read side by side, the processor doesn't foresee what comes next: so many bytes ahead
+// are asked for in the order in which they lie.  One output after the other needs no such help.
+constexpr int64_t AHEAD = 8192;
+
+// R outputs of C rows side by side: sum[r][c] = w[r] . x[c], each in the order of k.
+template <class W, int R, int C>
+inline void multiply(const W* w, const float* x, int64_t n, __m512 (&sum)[R][C]) {
+  for (auto& row : sum)
+    for (auto& one : row) one = _mm512_setzero_ps();
+  const char* ahead = (const char*)(w + R * n) + AHEAD;
+  int64_t k = 0;
+  for (; k + LANES <= n; k += LANES) {
+    __m512 xs[C];
+    for (int c = 0; c < C; c++) xs[c] = load(x + c * n + k);
+    for (int r = 0; r < R; r++) {
+      if (R > 1) _mm_prefetch(ahead + (k * R + r * LANES) * sizeof(W), _MM_HINT_T0);
+      const __m512 weight = load(w + r * n + k);
+      for (int c = 0; c < C; c++) sum[r][c] = _mm512_fmadd_ps(weight, xs[c], sum[r][c]);
+    }
+  }
+  if (k == n) return;
+  const __mmask16 rest = first(n - k);
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++)
+      sum[r][c] = _mm512_fmadd_ps(load(w + r * n + k, rest), load(x + c * n + k, rest), sum[r][c]);
+}
+
+// The first `count` of four sums, with the bias and what was there before.
+inline void emit(const Matrix& m, int64_t output, int64_t count, float* out, bool add, __m128 total) {
+  const __mmask8 here = (__mmask8)((1 << count) - 1);
+  if (m.bias) total = _mm_add_ps(total, _mm_maskz_loadu_ps(here, m.bias + output));
+  if (add) total = _mm_add_ps(total, _mm_maskz_loadu_ps(here, out + output));
+  _mm_mask_storeu_ps(out + output, here, total);
+}
+
+// A whole tile of outputs for C rows.
+template <class W, int C>
+inline void tile(const Matrix& m, int64_t output, const float* x, float* out, bool add) {
+  __m512 sum[TILE][C];
+  multiply((const W*)m.weight + output * m.inputs, x, m.inputs, sum);
+  for (int c = 0; c < C; c++)
+    emit(m, output, TILE, out + c * m.outputs, add, sums(sum[0][c], sum[1][c], sum[2][c], sum[3][c]));
+}
+
+// Up to a tile of outputs for one row, one after the other.
+template <class W>
+inline void sequence(const Matrix& m, int64_t output, int64_t count, const float* x, float* out, bool add) {
+  __m512 sum[TILE][1][1];
+  for (int64_t r = 0; r < TILE; r++) {
+    sum[r][0][0] = _mm512_setzero_ps();
+    if (r < count) multiply((const W*)m.weight + (output + r) * m.inputs, x, m.inputs, sum[r]);
+  }
+  emit(m, output, count, out, add, sums(sum[0][0][0], sum[1][0][0], sum[2][0][0], sum[3][0][0]));
+}
+
+// This thread's outputs of x W' + bias: x [B, inputs] -> out [B, outputs], added to it where `add`.  The
+// weights come from memory once for all rows.
+template <class W>
+void project(const Matrix& m, const float* x, float* out, int64_t rows, bool add = false) {
+  const Share mine = share_of(m.outputs);
+  for (int64_t o = mine.begin; o < mine.end; o += TILE) {
+    const int64_t count = std::min(TILE, mine.end - o);
+    int64_t row = 0;
+    if (rows > 1 && count == TILE) {
+      for (; row + 4 <= rows; row += 4) tile<W, 4>(m, o, x + row * m.inputs, out + row * m.outputs, add);
+      for (; row + 2 <= rows; row += 2) tile<W, 2>(m, o, x + row * m.inputs, out + row * m.outputs, add);
+    }
+    for (; row < rows; row++) sequence<W>(m, o, count, x + row * m.inputs, out + row * m.outputs, add);
+  }
+}
+
+inline float sum_of_squares(const float* x, int64_t n, float shift) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < n; k += LANES) {
+    const __mmask16 m = first(n - k);
+    const __m512 v = _mm512_maskz_sub_ps(m, load(x + k, m), _mm512_set1_ps(shift));
+    sum = _mm512_fmadd_ps(v, v, sum);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+inline float mean_of(const float* x, int64_t n) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < n; k += LANES) sum = _mm512_add_ps(sum, load(x + k, first(n - k)));
+  return _mm512_reduce_add_ps(sum) / n;
+}
+
+// (x - mean) / deviation * weight + bias; with `centred` false the mean counts as zero, as in RMSNorm.
+void normalize(const float* x, float* out, int64_t n, const Norm& norm, float eps, bool centred) {
+  const float mean = centred ? mean_of(x, n) : 0.f;
+  const __m512 scale = _mm512_set1_ps(1.f / std::sqrt(sum_of_squares(x, n, mean) / n + eps));
+  for (int64_t k = 0; k < n; k += LANES) {
+    const __mmask16 m = first(n - k);
+    __m512 v = _mm512_mul_ps(_mm512_sub_ps(load(x + k, m), _mm512_set1_ps(mean)), scale);
+    if (norm.weight) v = _mm512_mul_ps(v, load(norm.weight + k, m));
+    if (norm.bias) v = _mm512_add_ps(v, load(norm.bias + k, m));
+    store(out + k, v, m);
+  }
+}
+
+// Turn the pairs (i, i + K / 2) of a head in place.
+void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
+  for (int64_t k = 0; k < half; k += LANES) {
+    const __mmask16 m = first(half - k);
+    const __m512 c = load(cosines + k, m), s = load(sines + k, m);
+    const __m512 a = load(x + k, m), b = load(x + half + k, m);
+    store(x + k, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)), m);
+    store(x + half + k, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)), m);
+  }
+}
+
+// scores[s] = query . keys[s] for `count` keys, each of width K.
+template <class T>
+void score(const float* query, const T* keys, float* scores, int64_t count, int64_t width) {
+  for (int64_t s = 0; s < count; s += 4) {
+    const int64_t here = std::min<int64_t>(4, count - s);
+    __m512 sum[4];
+    for (auto& one : sum) one = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += LANES) {
+      const __mmask16 m = first(width - k);
+      const __m512 q = load(query + k, m);
+      for (int64_t i = 0; i < 4; i++)
+        if (i < here) sum[i] = _mm512_fmadd_ps(q, load(keys + (s + i) * width + k, m), sum[i]);
+    }
+    _mm_mask_storeu_ps(scores + s, (__mmask8)((1 << here) - 1), sums(sum[0], sum[1], sum[2], sum[3]));
+  }
+}
+
+// The softmax of `count` scores in place, without its denominator, which is returned.
+float exponentials(float* scores, int64_t count) {
+  __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+  for (int64_t s = 0; s < count; s += LANES)
+    most = _mm512_mask_max_ps(most, first(count - s), most, load(scores + s, first(count - s)));
+  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  for (int64_t s = 0; s < count; s += LANES) {
+    const __mmask16 m = first(count - s);
+    const __m512 e = _mm512_maskz_mov_ps(m, exp(_mm512_sub_ps(load(scores + s, m), top)));
+    store(scores + s, e, m);
+    sum = _mm512_add_ps(sum, e);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// N vectors' width of sum_s shares[s] values[s] / total.
+template <class T, int N>
+void mix(const float* shares, const T* values, float* out, int64_t count, int64_t width, int64_t left, float total) {
+  __m512 sum[N];
+  __mmask16 m[N];
+  for (int i = 0; i < N; i++) sum[i] = _mm512_setzero_ps(), m[i] = first(left - i * LANES);
+  for (int64_t s = 0; s < count; s++) {
+    const __m512 share = _mm512_set1_ps(shares[s]);
+    for (int i = 0; i < N; i++) sum[i] = _mm512_fmadd_ps(share, load(values + s * width + i * LANES, m[i]), sum[i]);
+  }
+  for (int i = 0; i < N; i++) store(out + i * LANES, _mm512_div_ps(sum[i], _mm512_set1_ps(total)), m[i]);
+}
+
+template <class T>
+void mix_all(const float* shares, const T* values, float* out, int64_t count, int64_t width, float total) {
+  for (int64_t k = 0; k < width; k += 4 * LANES) {
+    const int64_t left = width - k;
+    auto part = left > 3 * LANES ? mix<T, 4> : left > 2 * LANES ? mix<T, 3> : left > LANES ? mix<T, 2> : mix<T, 1>;
+    part(shares, values + k, out + k, count, width, left, total);
+  }
+}
+
+// Everything between the projections for one row and one key/value head: the new key and value enter the
+// cache, and the query heads that share them look at all that the row has read.
+struct Heads { float *query, *key, *value, *mixed; };  // [B, H, K], [B, G, K], [B, G, K], [B, H, K]
+
+void prepare(float* x, const Model& model, const Norm& norm, const Cache& cache, int64_t position) {
+  if (model.qk_norm) normalize(x, x, model.head_dim, norm, model.norm_eps, false);
+  const int64_t half = model.head_dim / 2;
+  if (cache.cosines) rotate(x, cache.cosines + position * half, cache.sines + position * half, half);
+}
+
+template <class T>
+void attend(const Model& model, const Layer& layer, const Cache& cache, int64_t number, int64_t row, int64_t group,
+            const Heads& heads, float* scores) {
+  const int64_t width = model.head_dim, shared = model.heads / model.kv_heads;
+  const int64_t start = cache.starts[row], count = cache.filled + 1 - start, head = row * model.kv_heads + group;
+  float* key = heads.key + head * width;
+  const float* value = heads.value + head * width;
+  T* keys = (T*)cache.keys[number] + head * cache.capacity * width;
+  T* values = (T*)cache.values[number] + head * cache.capacity * width;
+  prepare(key, model, layer.key_norm, cache, count - 1);
+  for (int64_t k = 0; k < width; k += LANES) {
+    const __mmask16 m = first(width - k);
+    store(keys + cache.filled * width + k, load(key + k, m), m);
+    store(values + cache.filled * width + k, load(value + k, m), m);
+  }
+  const __m512 scale = _mm512_set1_ps(1.f / std::sqrt((float)width));
+  for (int64_t i = 0; i < shared; i++) {
+    float* query = heads.query + (head * shared + i) * width;
+    prepare(query, model, layer.query_norm, cache, count - 1);
+    for (int64_t k = 0; k < width; k += LANES)
+      store(query + k, _mm512_mul_ps(load(query + k, first(width - k)), scale), first(width - k));
+    score(query, keys + start * width, scores, count, width);
+    const float total = exponentials(scores, count);
+    mix_all(scores, values + start * width, heads.mixed + (head * shared + i) * width, count, width, total);
+  }
+}
+
+template <class T>
+void embed(const Model& model, const Cache& cache, const int64_t* tokens, int64_t row, float* x) {
+  const int64_t dim = model.dim;
+  const T* token = (const T*)model.embedding + tokens[row] * dim;
+  const T* position = (const T*)model.positions + (cache.filled - cache.starts[row]) * dim;
+  for (int64_t k = 0; k < dim; k += LANES) {
+    const __mmask16 m = first(dim - k);
+    const __m512 v = load(token + k, m);
+    store(x + k, model.positions ? _mm512_add_ps(v, load(position + k, m)) : v, m);
+  }
+  if (model.embedding_norm) normalize(x, x, dim, Norm{}, model.norm_eps, false);
+}
+
+// This thread's part of the feed-forward layer's inside: up, gate and activation.
+void activate(const Model& model, float* up, const float* gate, int64_t rows) {
+  const Share mine = share_of(model.ffn_dim);
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t k = mine.begin; k < mine.end; k += LANES) {
+      const __mmask16 m = first(mine.end - k);
+      const int64_t at = row * model.ffn_dim + k;
+      const __m512 v = load(up + at, m);
+      store(up + at,
+            gate ? _mm512_mul_ps(activated(load(gate + at, m), model.activation), v) : activated(v, model.activation), m);
+    }
+}
+
+void cap(const Model& model, float* logits, int64_t rows) {
+  const Share mine = share_of(model.head.outputs);
+  const __m512 most = _mm512_set1_ps(model.soft_cap);
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t k = mine.begin; k < mine.end; k += LANES) {
+      float* at = logits + row * model.head.outputs + k;
+      const __mmask16 m = first(mine.end - k);
+      store(at, _mm512_mul_ps(most, tanh(_mm512_div_ps(load(at, m), most))), m);
+    }
+}
+
+// Buffers of a step, which outlive it: memory that is given back would be zeroed again for every token.
+struct Scratch {
+  float *x, *gate, *up;
+  Heads heads;
+};
+
+struct Own { float *normed, *scores; };  // of one thread: [B, D], [capacity]
+
+float* room(std::vector<float>& memory, int64_t count) {
+  if ((int64_t)memory.size() < count) memory.resize(count);
+  return memory.data();
+}
+
+Scratch scratch_of(const Model& model, int64_t rows) {
+  static thread_local std::vector<float> memory;
+  const int64_t width = model.heads * model.head_dim, kv_width = model.kv_heads * model.head_dim;
+  const int64_t sizes[] = {model.dim, model.ffn_dim, model.ffn_dim, width, kv_width, kv_width, width};
+  int64_t all = 0;
+  for (int64_t size : sizes) all += size * rows;
+  float *at = room(memory, all), *parts[7];
+  for (int i = 0; i < 7; i++) parts[i] = at, at += sizes[i] * rows;
+  return {parts[0], parts[1], parts[2], {parts[3], parts[4], parts[5], parts[6]}};
+}
+
+Own own_of(const Model& model, const Cache& cache) {
+  static thread_local std::vector<float> memory;
+  float* at = room(memory, cache.rows * model.dim + cache.capacity);
+  return {at, at + cache.rows * model.dim};
+}
+
+const float* normed(const Model& model, const Norm& norm, const float* x, const Own& own, int64_t rows) {
+  for (int64_t row = 0; row < rows; row++)  // by every thread for itself: cheaper than to meet once more
+    normalize(x + row * model.dim, own.normed + row * model.dim, model.dim, norm, model.norm_eps, model.layer_norm);
+  return own.normed;
+}
+
+template <class W, class T>
+void block(const Model& model, const Cache& cache, int64_t number, const Scratch& s, const Own& own) {
+  const Layer& layer = model.layers[number];
+  const int64_t rows = cache.rows;
+  const float* x = normed(model, layer.attention_norm, s.x, own, rows);
+  project<W>(layer.query, x, s.heads.query, rows);
+  project<W>(layer.key, x, s.heads.key, rows);
+  project<W>(layer.value, x, s.heads.value, rows);
+#pragma omp barrier
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < rows * model.kv_heads; i++)
+    attend<T>(model, layer, cache, number, i / model.kv_heads, i % model.kv_heads, s.heads, own.scores);
+  project<W>(layer.out, s.heads.mixed, s.x, rows, true);
+#pragma omp barrier
+  x = normed(model, layer.ffn_norm, s.x, own, rows);
+  project<W>(layer.up, x, s.up, rows);
+  if (layer.gate.weight) project<W>(layer.gate, x, s.gate, rows);
+  activate(model, s.up, layer.gate.weight ? s.gate : nullptr, rows);
+#pragma omp barrier
+  project<W>(layer.down, s.up, s.x, rows, true);
+#pragma omp barrier
+}
+
+template <class W, class T>
+void step(const Model& model, const Cache& cache, const int64_t* tokens, float* logits, int threads) {
+  const Scratch s = scratch_of(model, cache.rows);
+  auto enter = model.table_kind == FLOAT32 ? embed<float> : model.table_kind == FLOAT16 ? embed<Half> : embed<Brain>;
+#pragma omp parallel num_threads(threads)
+  {
+    const Own own = own_of(model, cache);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < cache.rows; row++) enter(model, cache, tokens, row, s.x + row * model.dim);
+    for (int64_t number = 0; number < model.num_layers; number++) block<W, T>(model, cache, number, s, own);
+    project<W>(model.head, normed(model, model.norm, s.x, own, cache.rows), logits, cache.rows);
+    if (model.soft_cap > 0) cap(model, logits, cache.rows);
+  }
+}
+
+template <class W>
+void step_with(const Model& model, const Cache& cache, const int64_t* tokens, float* logits, int threads) {
+  auto go = model.cache_kind == FLOAT32 ? step<W, float> : model.cache_kind == FLOAT16 ? step<W, Half> : step<W, Brain>;
+  go(model, cache, tokens, logits, threads);
+}
+
+}  // namespace
+
+// Read one more token of every row: tokens [B] -> logits [B, V]; its key and value go to place `filled`.
+extern "C" void decode_step(const Model* model, const Cache* cache, const int64_t* tokens, float* logits,
+                            int64_t threads) {
+  auto go = model->weight_kind == FLOAT32   ? step_with<float>
+            : model->weight_kind == FLOAT16 ? step_with<Half>
+                                            : step_with<Brain>;
+  go(*model, *cache, tokens, logits, (int)threads);
+}
+
+// Round `count` float32 numbers to float16; false where one is beyond it, or not a number.
+extern "C" bool pack_half(const float* from, uint16_t* to, int64_t count) {
+  const __m512 most = _mm512_set1_ps(65504.f);
+  __mmask16 beyond = 0;
+#pragma omp parallel for schedule(static) reduction(| : beyond)
+  for (int64_t k = 0; k < count; k += LANES) {
+    const __mmask16 m = first(count - k);
+    const __m512 v = load(from + k, m);
+    beyond |= _mm512_cmp_ps_mask(_mm512_abs_ps(v), most, _CMP_NLE_UQ);
+    store((Half*)to + k, v, m);
+  }
+  return beyond == 0;
+}
