@@ -56,23 +56,30 @@ def speed(repeats: Sequence[Entry], *, batch_tokens: int, flops_per_token: int, 
         "spread": (max(seconds) - min(seconds)) / step,
         "tokens_per_second": batch_tokens / step,
         "mfu": batch_tokens * flops_per_token / step / peak,
-        "quiet_repeats": sum(not repeat["disturbed"] for repeat in repeats),
+        "quiet_repeats": quiet(repeats),
     }
 
 
+def quiet(repeats: Sequence[Entry]) -> int:
+    """How many repeats were undisturbed."""
+    return sum(not repeat["disturbed"] for repeat in repeats)
+
+
 def ratio(ours: Entry, theirs: Entry) -> Entry:
-    """How many times as fast as `theirs` is `ours`: of the medians, and of each round's own pair."""
+    """How many times as fast as `theirs` is `ours`: the median over the rounds that both ran in.
+
+    Rounds are pairs in time, so what slows the machine down for a while does not matter.
+    """
     pairs = {repeat["round"]: repeat["step_seconds"] for repeat in counted(theirs["repeats"])}
-    by_round = [
-        pairs[repeat["round"]] / repeat["step_seconds"]
-        for repeat in counted(ours["repeats"])
-        if repeat["round"] in pairs
-    ]
+    mine = {repeat["round"]: repeat["step_seconds"] for repeat in counted(ours["repeats"])}
+    by_round = [pairs[number] / mine[number] for number in sorted(pairs.keys() & mine.keys())]
+    of_medians = theirs["step_seconds"] / ours["step_seconds"]
     return {
         "peer": theirs["name"],
-        "ratio": ours["tokens_per_second"] / theirs["tokens_per_second"],
+        "ratio": median(by_round) if by_round else of_medians,
         "by_round": by_round,
-        "peak_bytes": ours["peak_bytes"] / theirs["peak_bytes"],
+        "of_medians": of_medians,
+        "memory": ours["peak_bytes"] / theirs["peak_bytes"],
     }
 
 
@@ -87,14 +94,14 @@ def verdict(systems: Sequence[Entry]) -> Entry:
     lighter = [peer["name"] for peer in plain if peer["peak_bytes"] < ours["peak_bytes"]]
     found: Entry = {"peers_with_less_memory": lighter, "memory_above_any_peer": bool(lighter)}
     if plain:
-        found["to_best_peer"] = ratio(ours, fastest(plain))
+        found["to_best_peer"] = hardest(ours, plain)
     if DEFAULTS in named:
         found["to_trainer_defaults"] = ratio(ours, named[DEFAULTS])
     if tuned:
-        found["to_best_peer_with_our_allocator"] = ratio(ours, fastest(tuned))
+        found["to_best_peer_with_our_allocator"] = hardest(ours, tuned)
     return found
 
 
-def fastest(systems: Sequence[Entry]) -> Entry:
-    """The system with the most tokens/s."""
-    return max(systems, key=lambda entry: entry["tokens_per_second"])
+def hardest(ours: Entry, peers: Sequence[Entry]) -> Entry:
+    """The ratio to the peer that is hardest to beat."""
+    return min((ratio(ours, peer) for peer in peers), key=lambda found: found["ratio"])

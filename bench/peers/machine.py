@@ -16,6 +16,12 @@ def memory(process: int | str) -> dict[str, int]:
     return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in words}
 
 
+def available_bytes() -> int:
+    """Memory that new processes could get without any other losing some."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
 def busy_seconds() -> float:
     """Processor seconds that this machine has spent on anything, over all cores."""
     fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()

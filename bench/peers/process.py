@@ -93,10 +93,8 @@ class Worker:
         assert self.process.stdin is not None
         began, busy, own = time.perf_counter(), busy_seconds(), session_seconds(self.process.pid)
         if self.ended:
-            self.idle_wall, self.idle_seconds = (
-                self.idle_wall + began - self.ended,
-                self.idle_seconds + own - self.used,
-            )
+            self.idle_wall += began - self.ended
+            self.idle_seconds += own - self.used
         try:
             self.process.stdin.write(f"{steps}\n".encode())
         except BrokenPipeError:
@@ -108,16 +106,12 @@ class Worker:
             raise WorkerError(f"{said['updates']} updates in a turn of {steps} steps")
         return {**said, "others": round(max(0.0, others / seconds), 3)}
 
-    @property
-    def idle_cores(self) -> float:
-        """Cores that it used between its turns, when it should use none."""
-        return self.idle_seconds / self.idle_wall if self.idle_wall else 0.0
-
-    def peaks(self) -> dict[str, int]:
-        """The most memory that the process ever held, and the sum over it and its children."""
+    def costs(self) -> dict[str, float]:
+        """The most memory that the process ever held, alone and with its children; cores while idle."""
         return {
             "peak_bytes": memory(self.process.pid)["VmHWM"],
             "tree_peak_bytes": session_peak_bytes(self.process.pid),
+            "idle_cores": self.idle_seconds / self.idle_wall if self.idle_wall else 0.0,
         }
 
     def stop(self) -> None:

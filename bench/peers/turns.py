@@ -47,6 +47,8 @@ class Turns:
     def wait(self) -> None:
         """Answer for the turn that ends here, if any, and wait for the next."""
         if not self.allowed:
+            if not self.steps and self.updates:
+                raise RuntimeError("a step was taken before it was asked for: `ahead` is too large")
             if self.steps:
                 seconds = time.perf_counter() - self.began
                 self.voice.tell(seconds=seconds, steps=self.steps, updates=self.updates)

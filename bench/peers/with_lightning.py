@@ -29,7 +29,7 @@ def train(shape: Shape, voice: Voice, *, precision: str, compiled: bool) -> None
     """Trainer in mixed precision, clip 1.0, without logger and bars."""
     model = LanguageModel(shape, compiled)
     voice.tell(parameters=model.decoder.num_parameters())
-    turns = Turns(voice, ahead=1)  # its fetcher reads one batch ahead
+    turns = Turns(voice)
     turns.count_updates()
     trainer = lightning.Trainer(
         accelerator="cpu",

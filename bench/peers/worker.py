@@ -19,7 +19,7 @@ def main() -> None:
     voice = Voice()
     try:
         module = importlib.import_module(f"peers.with_{family}")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         voice.tell(missing=str(error))
         return
     voice.tell(baseline_bytes=memory("self")["VmRSS"], versions=versions())
