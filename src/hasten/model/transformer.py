@@ -68,6 +68,11 @@ class Decoder(nn.Module):
             return None
         return rotary_angles(positions, rotary_frequencies(self.config, positions.device))
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of `logits`, [V, D]."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: hidden [..., D] -> [..., V]."""
         scores = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.config import Config
 from hasten.model.transformer import Decoder
-from hasten.ops.loss import chunked_cross_entropy
+from hasten.ops.loss import linear_cross_entropy
 
 WHOLE_BYTES, CHUNK_BYTES = 2**30, 2**28
 
@@ -46,13 +46,14 @@ class CrossEntropy(Config):
     def loss(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
         """Summed cross-entropy [] of `hidden` [B, T, D]."""
         decoder = cast(Decoder, model)
-        return chunked_cross_entropy(
-            decoder.logits,
+        return linear_cross_entropy(
             hidden.flatten(0, 1),
+            decoder.head_weight,
             batch.targets.flatten(),
             chunk_tokens=self.chunk(batch.targets.numel(), decoder.config.vocabulary),
             z_loss=self.z_loss if model.training else 0.0,
             label_smoothing=self.label_smoothing if model.training else 0.0,
+            soft_cap=decoder.config.logit_soft_cap,
         )
 
     def chunk(self, num_tokens: int, vocab_size: int) -> int | None:

@@ -15,9 +15,12 @@ def usable(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensors[0].dtype in SUFFIX and on_cpu(*tensors)
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    """Run the C function `name` for tensors of `dtype`: Python's numbers are int64_t and float there."""
-    getattr(library(), f"{name}_{SUFFIX[dtype]}")(*map(in_c, arguments))
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> int:
+    """Run the C function `name` for tensors of `dtype`: Python's numbers are int64_t and float there.
+
+    What it returns has a meaning only where it is an int.
+    """
+    return getattr(library(), f"{name}_{SUFFIX[dtype]}")(*map(in_c, arguments))
 
 
 def in_c(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:

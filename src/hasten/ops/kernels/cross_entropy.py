@@ -1,0 +1,36 @@
+"""Cross-entropy of rows of logits in C++.  Letters in shapes: N tokens, V vocabulary."""
+
+import torch
+from torch import Tensor
+
+from hasten.core.batch import IGNORE
+from hasten.ops.kernels.call import call
+
+
+def cross_entropy_rows(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gradient: bool,
+    z_loss: float,
+    label_smoothing: float,
+    soft_cap: float | None,
+) -> Tensor:
+    """Summed loss, [] in float64, of contiguous logits [N, V] and targets [N].
+
+    Where the `gradient` is wanted, it takes the place of the logits.  Raises IndexError for a target that is
+    neither IGNORE nor below V.
+    """
+    total, (rows, width) = torch.zeros((), dtype=torch.float64), logits.shape
+    targets = targets.to(torch.int64).contiguous()
+    options = (float(z_loss), float(label_smoothing), float(soft_cap or 0))
+    if call("cross_entropy", logits.dtype, logits, targets, total, rows, width, IGNORE, gradient, *options):
+        raise IndexError(
+            f"targets must be below the vocabulary, {width}, or {IGNORE}; one is {odd(targets, width)}"
+        )
+    return total
+
+
+def odd(targets: Tensor, width: int) -> int:
+    """The first target that is no column."""
+    return int(targets[(targets != IGNORE) & ((targets < 0) | (targets >= width))][0])
