@@ -19,8 +19,8 @@ class Float8Linear(nn.Linear):
 def use_float8(model: nn.Module) -> None:
     """Let the linear layers of `model`'s blocks train in eight bits; parameters stay what and where they are.
 
-    The first and the last block, embedding and head keep their precision, for they bear the rounding worst:
-    so Nemotron-H was trained (NVIDIA 2025, arXiv:2504.03624).  So does a layer whose sizes are not multiples
+    The first and the last block, embedding and head keep their precision, for they bear the rounding worst
+    (as Megatron-LM's --first-last-layers-bf16).  So does a layer whose sizes are not multiples
     of 16.  Raises ConfigError where nothing is left.
     """
     layers = model.layers

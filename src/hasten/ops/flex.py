@@ -67,9 +67,15 @@ class DocumentAttention:
         whole = query.shape[1] == key.shape[1] and query.shape[3] >= NARROWEST_HEAD
         if mask is None or segments is None or not causal or not whole or dropout:
             return attend(query, key, value, causal=causal, segments=segments, scale=scale, dropout=dropout)
-        heads_first = (x.transpose(1, 2) for x in (query, key, value))
-        grouped = query.shape[2] != key.shape[2]
-        out = self.kernel(*heads_first, block_mask=mask, scale=scale, enable_gqa=grouped)
+        out = self.kernel(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            block_mask=mask,
+            scale=scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        assert isinstance(out, Tensor)
         return out.transpose(1, 2)
 
 

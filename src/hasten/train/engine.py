@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from hasten.adapt.float8 import use_float8
 from hasten.core.batch import Batch
 from hasten.core.errors import ConfigError
 from hasten.core.runtime import Runtime, has_fast_bf16, has_float8
+from hasten.model.block import Block
 from hasten.objective.protocol import Objective
 from hasten.ops.flex import DocumentAttention
 from hasten.ops.kernels.library import library
@@ -134,7 +135,7 @@ def attend_by(model: nn.Module, attention: DocumentAttention) -> None:
     layers = model.layers
     assert isinstance(layers, nn.ModuleDict)
     for block in layers.values():
-        block.attention.attend = attention
+        cast(Block, block).attention.attend = attention
 
 
 def pinned(batch: Batch) -> Batch:
