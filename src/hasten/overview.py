@@ -7,6 +7,7 @@ from hasten.core import config
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
 from hasten.recipe import Recipe, shipped
+from hasten.train.optim import learning_rates
 
 
 def describe(recipe: Recipe) -> str:
@@ -31,7 +32,14 @@ def costs(recipe: Recipe) -> list[str]:
         f"activations           {megabytes(row)} for one row of a micro-batch",
         f"key/value cache       {model.kv_bytes_per_token():,} bytes per token of context",
         f"batch                 {recipe.train.batch_tokens:,} tokens a step",
+        f"learning rates        {rates(recipe)}",
     ]
+
+
+def rates(recipe: Recipe) -> str:
+    """The rate of each kind of parameter at this size."""
+    found = learning_rates(recipe.train.optimizer, recipe.model, recipe.train.batch_tokens)
+    return ", ".join(f"{kind} {rate:.2g}" for kind, rate in found.items())
 
 
 def known_vocabulary(recipe: Recipe) -> ModelConfig:

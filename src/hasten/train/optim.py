@@ -1,7 +1,8 @@
 """The optimizer: Muon on block matrices, AdamW on everything else, or AdamW on everything.
 
 Every parameter has a role, told by its name (`model.layout.role`): `matrix` inside a block, `embedding`,
-`head`, or `vector` (norms, biases).  Each role has its own learning rate.
+`head`, or `vector` (norms, biases).  Each role has its own learning rate, which may follow the size of the
+model and of the batch (`train/transfer.py`).
 """
 
 from collections import defaultdict
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from hasten.core.config import Config
 from hasten.core.errors import CheckpointError
+from hasten.model.config import ModelConfig
 from hasten.model.layout import role
 from hasten.ops.orthogonalize import orthogonalize
+from hasten.train.transfer import KINDS, Base, Kind, factors, kind
 
-ROLES = ("matrix", "embedding", "head", "vector")
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Decay, Decay]  # of the running mean of the gradient and of its square
 
@@ -33,10 +35,14 @@ class AdamWConfig(Config):
     betas: Betas = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
+    base: Base | None = Field(
+        default=None,
+        description="the shape that the rates were found at; null: they are used as written",
+    )
 
-    def rate(self, role: str) -> float:
-        """The learning rate of a role before the schedule."""
-        return (role != "matrix" and getattr(self, f"{role}_learning_rate")) or self.learning_rate
+    def rate(self, kind: Kind) -> float:
+        """The learning rate of a kind of parameter at the base shape, before the schedule."""
+        return getattr(self, f"{kind}_learning_rate", None) or self.learning_rate
 
 
 class MuonConfig(Config):
@@ -55,10 +61,21 @@ class MuonConfig(Config):
     vector_learning_rate: PositiveFloat = 0.01
     betas: Betas = (0.8, 0.95)
     eps: PositiveFloat = 1e-10
+    base: Base | None = Field(
+        default=Base(), description="the shape that the rates were found at; null: they are used as written"
+    )
 
-    def rate(self, role: str) -> float:
-        """The learning rate of a role before the schedule."""
-        return float(self.learning_rate if role == "matrix" else getattr(self, f"{role}_learning_rate"))
+    def rate(self, kind: Kind) -> float:
+        """The learning rate of a kind of parameter at the base shape, before the schedule."""
+        return float(getattr(self, f"{kind}_learning_rate", self.learning_rate))
+
+
+def learning_rates(
+    config: AdamWConfig | MuonConfig, model: ModelConfig, batch_tokens: int
+) -> dict[Kind, float]:
+    """The learning rate of each kind of parameter in this model at this batch, before the schedule."""
+    times = factors(config.base, model, batch_tokens, optimizer=config.kind)
+    return {each: config.rate(each) * times[each] for each in KINDS}
 
 
 class Muon(torch.optim.Optimizer):
@@ -125,18 +142,25 @@ def by_shape(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 class Optimizer:
-    """Every trainable parameter of a model with the rule and the rate of its role.
+    """Every trainable parameter of a model with the rule of its role and the rate of its kind.
 
+    `rates` are by default those of the configuration as written; `learning_rates` makes them follow the size.
     The state is a flat mapping of named tensors, `{parameter}/{momentum|exp_avg|exp_avg_sq|step}`, there
     from the start, so that a checkpoint always holds the same names.
     """
 
-    def __init__(self, model: nn.Module, config: AdamWConfig | MuonConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: AdamWConfig | MuonConfig,
+        rates: Mapping[Kind, float] | None = None,
+    ) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        roles: dict[str, list[Tensor]] = {known: [] for known in ROLES}
-        for parameter, name in self.names.items():
-            roles[role(name)].append(parameter)
-        groups = [{"params": roles[r], "lr": config.rate(r), "role": r} for r in ROLES if roles[r]]
+        rates = rates or {each: config.rate(each) for each in KINDS}
+        groups = [
+            {"params": members, "lr": rate, "role": role}
+            for (role, rate), members in by_role_and_rate(self.names, rates).items()
+        ]
         self.parts = list(parts(groups, config))
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.rates = [group["lr"] for group in self.groups]
@@ -188,6 +212,16 @@ class Optimizer:
     def state(self, parameter: Tensor) -> dict[str, Tensor]:
         """What the optimizer remembers about one parameter."""
         return next(part.state[parameter] for part in self.parts if parameter in part.state)
+
+
+def by_role_and_rate(
+    names: Mapping[Tensor, str], rates: Mapping[Kind, float]
+) -> dict[tuple[str, float], list[Tensor]]:
+    """Parameters in lists of one role and one rate: as few as can be, for Muon works on whole lists."""
+    groups: dict[tuple[str, float], list[Tensor]] = defaultdict(list)
+    for parameter, name in names.items():
+        groups[role(name), rates[kind(name)]].append(parameter)
+    return groups
 
 
 def parts(groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig) -> Iterable[torch.optim.Optimizer]:

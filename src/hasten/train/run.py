@@ -26,7 +26,7 @@ from hasten.train.journal import Journal
 from hasten.train.look import VALIDATION, Looks, Probe
 from hasten.train.memory import peak_memory
 from hasten.train.metrics import Window
-from hasten.train.optim import Optimizer
+from hasten.train.optim import Optimizer, learning_rates
 from hasten.train.pace import Pace
 from hasten.train.plan import make_plan, settle_machine
 from hasten.train.restore import restore
@@ -105,7 +105,8 @@ class Run:
         self.objective = objective
         self.plan = make_plan(config, model.config, corpus, self.objective, runtime)
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
-        self.optimizer = Optimizer(model, config.optimizer)
+        self.rates = learning_rates(config.optimizer, model.config, self.plan.batch_tokens)
+        self.optimizer = Optimizer(model, config.optimizer, self.rates)
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
@@ -353,7 +354,7 @@ class Run:
         """One line of means since the last: the only time that the loop waits for the device."""
         with self.times.of(MODEL):
             figures = self.pace.take()
-        rates = {"learning_rate": multiplier * self.config.optimizer.learning_rate}
+        rates = {"learning_rate": multiplier * self.rates["matrix"]}
         self.journal.write(self.state.step, "train", {**figures, **rates, **self.place()})
 
     def summary(self, decision: Decision) -> Summary:

@@ -1,0 +1,58 @@
+"""Learning rates that follow the size: found once at a small base shape, right at others by rule.
+
+A rate is a power of width, depth and batch, another one for each kind of parameter.  Width as in muP (Yang
+et al. 2022): an update of Adam is coherent with what it is applied to, so a row of D inputs moves its output
+D times as far.  Muon's update is measured by its spectral norm and needs no factor.  Depth as in CompleteP
+(Dey et al. 2025): 2 L branches are added up, each scaled by 1 / L.  Where output matrices begin at zero and
+the optimizer does not see a gradient's scale, scaling a branch and scaling the rate of its output matrix are
+the same training, so it is the rate that is scaled and the model stays as it is.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from hasten.core.config import Config
+from hasten.model.config import ModelConfig
+from hasten.model.layout import role
+
+Kind = Literal["matrix", "output", "embedding", "head", "vector"]
+KINDS: tuple[Kind, ...] = ("matrix", "output", "embedding", "head", "vector")
+OUTPUTS = ("out", "down")
+
+ADAM_WIDTH: Mapping[Kind, float] = {"matrix": -1, "output": -1, "head": -1}
+MUON_WIDTH: Mapping[Kind, float] = {"head": -1}
+DEPTH: Mapping[Kind, float] = {"output": -1}
+BATCH = 0.5
+"""The square-root rule: the noise of a mean over B tokens falls so (Malladi et al. 2022, for Adam)."""
+LARGEST = 2.0
+"""Where a step is long enough, less noise is no reason for a longer one: public Muon runs of 0.5M tokens a
+step use rates of 0.02 to 0.05 as well."""
+
+
+class Base(Config):
+    """The shape at which an optimizer's rates are right as they are written."""
+
+    dim: PositiveInt = 256
+    num_layers: PositiveInt = 4
+    batch_tokens: PositiveInt = 2048
+
+
+def kind(name: str) -> Kind:
+    """What a parameter is to these rules: its role, with the matrices that end a branch apart."""
+    if role(name) == "matrix" and name.split(".")[-2] in OUTPUTS:
+        return "output"
+    return role(name)
+
+
+def factors(base: Base | None, model: ModelConfig, batch_tokens: int, *, optimizer: str) -> dict[Kind, float]:
+    """What to multiply the rate of each kind of parameter with; 1 everywhere without a `base`."""
+    if base is None:
+        return dict.fromkeys(KINDS, 1.0)
+    width = MUON_WIDTH if optimizer == "muon" else ADAM_WIDTH
+    # A tied table is an embedding that reads out logits: as a head it must slow down with width.
+    width = {**width, "embedding": -1} if model.tied else width
+    wider, deeper = model.dim / base.dim, model.num_layers / base.num_layers
+    larger = min((batch_tokens / base.batch_tokens) ** BATCH, LARGEST)
+    return {k: wider ** width.get(k, 0) * deeper ** DEPTH.get(k, 0) * larger for k in KINDS}
