@@ -38,7 +38,7 @@ check: $(READY)  ## format, lint, types
 bench: $(READY)  ## the programs that take minutes each; results go to bench/results/
 	$(BIN)/python bench/kill.py --save bench/results/kill.json
 	$(BIN)/python bench/checkpoint.py --save bench/results/checkpoint.json
-	$(BIN)/python bench/generation.py > bench/results/generation.json
+	$(BIN)/python bench/generate.py --save bench/results/generate.json
 	$(BIN)/python bench/prepare_memory.py --save bench/results/prepare-memory.json
 	$(BIN)/python bench/demo.py --save bench/results/demo.json
 	$(BIN)/python bench/readme.py

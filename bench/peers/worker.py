@@ -10,7 +10,7 @@ from peers.machine import memory
 from peers.shapes import SHAPES
 from peers.turns import Voice
 
-PACKAGES = ("torch", "hasten", "transformers", "accelerate", "lightning", "litgpt")
+PACKAGES = ("torch", "hasten", "transformers", "accelerate", "lightning", "litgpt", "llama_cpp_python")
 
 
 def main() -> None:

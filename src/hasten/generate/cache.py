@@ -26,7 +26,8 @@ class KeyValueCache:
 
     Rows end together: a shorter row stands behind `padding` positions that nothing attends to.  The buffers
     are as long as `capacity` from the start, but memory is touched, and attention runs, only as far as they
-    are filled.  With `native`, single tokens are read by it, and only prompts by PyTorch.  Leaving `with` gives the model its own attention back.
+    are filled.  With `native`, single tokens are read by it, and only prompts by PyTorch.  Leaving `with`
+    gives the model its own attention back.
     """
 
     def __init__(

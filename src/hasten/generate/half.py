@@ -15,7 +15,7 @@ from hasten.model.transformer import Decoder
 from hasten.ops.kernels.library import address, library
 
 WORTHWHILE_TOKENS, WORTHWHILE_PARAMETERS = 32, 2_000_000
-"""Packing costs about as much as twenty tokens win; what fits into a processor's cache is read fast anyway."""
+"""Packing costs as much as about twenty tokens win; what fits into a cache is read fast anyway."""
 ALIGNMENT = 64
 """Bytes of a cache line: every matrix begins on one."""
 

@@ -3,8 +3,7 @@
 The classes named like C structures are those of that file, field by field.
 """
 
-import ctypes
-from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p, pointer
+from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import Any
 
 import torch

@@ -7,7 +7,8 @@
 //
 // Letters: B rows, D model width, H query heads, G key/value heads, K head width, F feed-forward width, V
 // vocabulary.  Numbers are float32; weights and the cache are float32, float16 or bfloat16.
-#include <immintrin.h>
+#include "vector.h"
+
 #include <omp.h>
 
 #include <algorithm>
@@ -60,77 +61,30 @@ struct Cache {
 };
 
 struct Half { uint16_t bits; };
-struct Brain { uint16_t bits; };
 
 inline __mmask16 first(int64_t count) { return count >= LANES ? 0xFFFF : (__mmask16)((1u << count) - 1); }
 
-inline __m512 widen(Half, __m256i v) { return _mm512_cvtph_ps(v); }
-inline __m512 widen(Brain, __m256i v) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-}
-inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
-inline __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
-template <class T> inline __m512 load(const T* p) { return widen(T{}, _mm256_loadu_si256((const __m256i*)p)); }
-template <class T> inline __m512 load(const T* p, __mmask16 m) {
-  return widen(T{}, _mm256_maskz_loadu_epi16(m, p));
-}
-inline void store(float* p, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, v); }
+inline __m512 load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512 load(const Half* p, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
 inline void store(Half* p, __m512 v, __mmask16 m) {
   _mm256_mask_storeu_epi16(p, m, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-inline void store(Brain* p, __m512 v, __mmask16 m) {
-  _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
-}
-
-// e^x to float32's rounding; what is not a number stays so.
-inline __m512 exp(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-104.f), _mm512_min_ps(_mm512_set1_ps(89.f), x));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.f / 5040);
-  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(p, n);
-}
-
-inline __m512 sigmoid(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.f);
-  return _mm512_div_ps(one, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-}
-
-inline __m512 tanh(__m512 x) {  // 2 sigmoid(2x) - 1
-  return _mm512_fmsub_ps(_mm512_set1_ps(2.f), sigmoid(_mm512_add_ps(x, x)), _mm512_set1_ps(1.f));
-}
-
-// erf(|x|) to 1.5e-7: Abramowitz & Stegun 1964, 7.1.26.
-inline __m512 erf_of_absolute(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.f);
-  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), x, one));
-  __m512 p = _mm512_set1_ps(1.061405429f);
-  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c));
-  const __m512 tail = exp(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(x, x)));
-  return _mm512_fnmadd_ps(_mm512_mul_ps(p, t), tail, one);
-}
+using ::load;
+using ::store;
 
 inline __m512 activated(__m512 x, int64_t kind) {
-  const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
   switch (kind) {
-    case GELU: {  // x/2 + |x|/2 erf(|x| / sqrt 2)
-      const __m512 e = erf_of_absolute(_mm512_abs_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678119f))));
-      return _mm512_fmadd_ps(_mm512_abs_ps(half), e, half);
-    }
+    case GELU: return _mm512_mul_ps(x, normal_cdf(x, exp(_mm512_mul_ps(_mm512_mul_ps(x, x), all(-0.5f)))));
     case GELU_TANH: {
-      const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), _mm512_set1_ps(1.f));
-      const __m512 u = _mm512_mul_ps(_mm512_mul_ps(x, cubic), _mm512_set1_ps(0.79788456080f));
-      return _mm512_fmadd_ps(half, tanh(u), half);
+      const __m512 u = _mm512_mul_ps(x, fma(_mm512_mul_ps(x, x), all(0.044715f), all(1.f)));
+      const __m512 half = _mm512_mul_ps(x, all(0.5f));
+      return fma(half, tanh(_mm512_mul_ps(u, all(0.79788456080f))), half);
     }
     case RELU_SQUARED: {
       const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x);
       return _mm512_mul_ps(positive, positive);
     }
-    default: return _mm512_mul_ps(x, sigmoid(x));
+    default: return _mm512_mul_ps(x, sigmoid(x).value);
   }
 }
 
@@ -170,14 +124,14 @@ inline void multiply(const W* w, const float* x, int64_t n, __m512 (&sum)[R][C])
     for (int r = 0; r < R; r++) {
       if (R > 1) _mm_prefetch(ahead + (k * R + r * LANES) * sizeof(W), _MM_HINT_T0);
       const __m512 weight = load(w + r * n + k);
-      for (int c = 0; c < C; c++) sum[r][c] = _mm512_fmadd_ps(weight, xs[c], sum[r][c]);
+      for (int c = 0; c < C; c++) sum[r][c] = fma(weight, xs[c], sum[r][c]);
     }
   }
   if (k == n) return;
   const __mmask16 rest = first(n - k);
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++)
-      sum[r][c] = _mm512_fmadd_ps(load(w + r * n + k, rest), load(x + c * n + k, rest), sum[r][c]);
+      sum[r][c] = fma(load(w + r * n + k, rest), load(x + c * n + k, rest), sum[r][c]);
 }
 
 // The first `count` of four sums, with the bias and what was there before.
@@ -228,8 +182,8 @@ inline float sum_of_squares(const float* x, int64_t n, float shift) {
   __m512 sum = _mm512_setzero_ps();
   for (int64_t k = 0; k < n; k += LANES) {
     const __mmask16 m = first(n - k);
-    const __m512 v = _mm512_maskz_sub_ps(m, load(x + k, m), _mm512_set1_ps(shift));
-    sum = _mm512_fmadd_ps(v, v, sum);
+    const __m512 v = _mm512_maskz_sub_ps(m, load(x + k, m), all(shift));
+    sum = fma(v, v, sum);
   }
   return _mm512_reduce_add_ps(sum);
 }
@@ -243,10 +197,10 @@ inline float mean_of(const float* x, int64_t n) {
 // (x - mean) / deviation * weight + bias; with `centred` false the mean counts as zero, as in RMSNorm.
 void normalize(const float* x, float* out, int64_t n, const Norm& norm, float eps, bool centred) {
   const float mean = centred ? mean_of(x, n) : 0.f;
-  const __m512 scale = _mm512_set1_ps(1.f / std::sqrt(sum_of_squares(x, n, mean) / n + eps));
+  const __m512 scale = all(1.f / std::sqrt(sum_of_squares(x, n, mean) / n + eps));
   for (int64_t k = 0; k < n; k += LANES) {
     const __mmask16 m = first(n - k);
-    __m512 v = _mm512_mul_ps(_mm512_sub_ps(load(x + k, m), _mm512_set1_ps(mean)), scale);
+    __m512 v = _mm512_mul_ps(_mm512_sub_ps(load(x + k, m), all(mean)), scale);
     if (norm.weight) v = _mm512_mul_ps(v, load(norm.weight + k, m));
     if (norm.bias) v = _mm512_add_ps(v, load(norm.bias + k, m));
     store(out + k, v, m);
@@ -260,7 +214,7 @@ void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
     const __m512 c = load(cosines + k, m), s = load(sines + k, m);
     const __m512 a = load(x + k, m), b = load(x + half + k, m);
     store(x + k, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)), m);
-    store(x + half + k, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)), m);
+    store(x + half + k, fma(b, c, _mm512_mul_ps(a, s)), m);
   }
 }
 
@@ -275,7 +229,7 @@ void score(const float* query, const T* keys, float* scores, int64_t count, int6
       const __mmask16 m = first(width - k);
       const __m512 q = load(query + k, m);
       for (int64_t i = 0; i < 4; i++)
-        if (i < here) sum[i] = _mm512_fmadd_ps(q, load(keys + (s + i) * width + k, m), sum[i]);
+        if (i < here) sum[i] = fma(q, load(keys + (s + i) * width + k, m), sum[i]);
     }
     _mm_mask_storeu_ps(scores + s, (__mmask8)((1 << here) - 1), sums(sum[0], sum[1], sum[2], sum[3]));
   }
@@ -283,10 +237,10 @@ void score(const float* query, const T* keys, float* scores, int64_t count, int6
 
 // The softmax of `count` scores in place, without its denominator, which is returned.
 float exponentials(float* scores, int64_t count) {
-  __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+  __m512 most = all(-INFINITY), sum = _mm512_setzero_ps();
   for (int64_t s = 0; s < count; s += LANES)
     most = _mm512_mask_max_ps(most, first(count - s), most, load(scores + s, first(count - s)));
-  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  const __m512 top = all(_mm512_reduce_max_ps(most));
   for (int64_t s = 0; s < count; s += LANES) {
     const __mmask16 m = first(count - s);
     const __m512 e = _mm512_maskz_mov_ps(m, exp(_mm512_sub_ps(load(scores + s, m), top)));
@@ -303,10 +257,10 @@ void mix(const float* shares, const T* values, float* out, int64_t count, int64_
   __mmask16 m[N];
   for (int i = 0; i < N; i++) sum[i] = _mm512_setzero_ps(), m[i] = first(left - i * LANES);
   for (int64_t s = 0; s < count; s++) {
-    const __m512 share = _mm512_set1_ps(shares[s]);
-    for (int i = 0; i < N; i++) sum[i] = _mm512_fmadd_ps(share, load(values + s * width + i * LANES, m[i]), sum[i]);
+    const __m512 share = all(shares[s]);
+    for (int i = 0; i < N; i++) sum[i] = fma(share, load(values + s * width + i * LANES, m[i]), sum[i]);
   }
-  for (int i = 0; i < N; i++) store(out + i * LANES, _mm512_div_ps(sum[i], _mm512_set1_ps(total)), m[i]);
+  for (int i = 0; i < N; i++) store(out + i * LANES, _mm512_div_ps(sum[i], all(total)), m[i]);
 }
 
 template <class T>
@@ -343,7 +297,7 @@ void attend(const Model& model, const Layer& layer, const Cache& cache, int64_t 
     store(keys + cache.filled * width + k, load(key + k, m), m);
     store(values + cache.filled * width + k, load(value + k, m), m);
   }
-  const __m512 scale = _mm512_set1_ps(1.f / std::sqrt((float)width));
+  const __m512 scale = all(1.f / std::sqrt((float)width));
   for (int64_t i = 0; i < shared; i++) {
     float* query = heads.query + (head * shared + i) * width;
     prepare(query, model, layer.query_norm, cache, count - 1);
@@ -383,7 +337,7 @@ void activate(const Model& model, float* up, const float* gate, int64_t rows) {
 
 void cap(const Model& model, float* logits, int64_t rows) {
   const Share mine = share_of(model.head.outputs);
-  const __m512 most = _mm512_set1_ps(model.soft_cap);
+  const __m512 most = all(model.soft_cap);
   for (int64_t row = 0; row < rows; row++)
     for (int64_t k = mine.begin; k < mine.end; k += LANES) {
       float* at = logits + row * model.head.outputs + k;
@@ -454,7 +408,7 @@ void block(const Model& model, const Cache& cache, int64_t number, const Scratch
 template <class W, class T>
 void step(const Model& model, const Cache& cache, const int64_t* tokens, float* logits, int threads) {
   const Scratch s = scratch_of(model, cache.rows);
-  auto enter = model.table_kind == FLOAT32 ? embed<float> : model.table_kind == FLOAT16 ? embed<Half> : embed<Brain>;
+  auto enter = model.table_kind == FLOAT32 ? embed<float> : model.table_kind == FLOAT16 ? embed<Half> : embed<bf16>;
 #pragma omp parallel num_threads(threads)
   {
     const Own own = own_of(model, cache);
@@ -468,7 +422,7 @@ void step(const Model& model, const Cache& cache, const int64_t* tokens, float* 
 
 template <class W>
 void step_with(const Model& model, const Cache& cache, const int64_t* tokens, float* logits, int threads) {
-  auto go = model.cache_kind == FLOAT32 ? step<W, float> : model.cache_kind == FLOAT16 ? step<W, Half> : step<W, Brain>;
+  auto go = model.cache_kind == FLOAT32 ? step<W, float> : model.cache_kind == FLOAT16 ? step<W, Half> : step<W, bf16>;
   go(model, cache, tokens, logits, threads);
 }
 
@@ -479,13 +433,13 @@ extern "C" void decode_step(const Model* model, const Cache* cache, const int64_
                             int64_t threads) {
   auto go = model->weight_kind == FLOAT32   ? step_with<float>
             : model->weight_kind == FLOAT16 ? step_with<Half>
-                                            : step_with<Brain>;
+                                            : step_with<bf16>;
   go(*model, *cache, tokens, logits, (int)threads);
 }
 
 // Round `count` float32 numbers to float16; false where one is beyond it, or not a number.
 extern "C" bool pack_half(const float* from, uint16_t* to, int64_t count) {
-  const __m512 most = _mm512_set1_ps(65504.f);
+  const __m512 most = all(65504.f);
   __mmask16 beyond = 0;
 #pragma omp parallel for schedule(static) reduction(| : beyond)
   for (int64_t k = 0; k < count; k += LANES) {
