@@ -92,7 +92,11 @@ def verdict(systems: Sequence[Entry]) -> Entry:
     ours, plain = named[HASTEN], [peer for peer in peers if not peer["tuned_allocator"]]
     tuned = [peer for peer in peers if peer["tuned_allocator"]]
     lighter = [peer["name"] for peer in plain if peer["peak_bytes"] < ours["peak_bytes"]]
-    found: Entry = {"peers_with_less_memory": lighter, "memory_above_any_peer": bool(lighter)}
+    found: Entry = {
+        "peers_with_less_memory": lighter,
+        "memory_above_any_peer": bool(lighter),
+        "ratios": {peer["name"]: ratio(ours, peer)["ratio"] for peer in peers},
+    }
     if plain:
         found["to_best_peer"] = hardest(ours, plain)
     if DEFAULTS in named:

@@ -1,0 +1,6 @@
+"""The programs in bench/ import each other as they do when they are started."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
