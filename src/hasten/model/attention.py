@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from hasten.model.config import ModelConfig
 from hasten.model.norm import RMSNorm
 from hasten.ops.attention import attend
-from hasten.ops.rope import rotate
+from hasten.ops.rope import norm_and_rotate, rotate
 
 
 class Attention(nn.Module):
@@ -27,11 +27,18 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]."""
         # -1 counts the heads: under tensor parallelism a rank holds only its share of them.
         heads = (*x.shape[:-1], -1, self.head_dim)
-        query = self.query_norm(self.query(x).view(heads))  # [B, T, H, K]
-        key = self.key_norm(self.key(x).view(heads))  # [B, T, G, K]
+        query = placed(self.query(x).view(heads), self.query_norm, angles)  # [B, T, H, K]
+        key = placed(self.key(x).view(heads), self.key_norm, angles)  # [B, T, G, K]
         value = self.value(x).view(heads)  # [B, T, G, K]
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
         dropout = self.dropout if self.training else 0.0
         mixed = self.attend(query, key, value, causal=True, segments=segments, dropout=dropout)
         return self.out(mixed.flatten(-2))
+
+
+def placed(heads: Tensor, norm: nn.Module, angles: Tensor | None) -> Tensor:
+    """Queries or keys normalised and turned to their positions, of which there may be neither."""
+    if angles is None:
+        return norm(heads)
+    if isinstance(norm, RMSNorm):
+        return norm_and_rotate(heads, norm.weight, angles, norm.eps)
+    return rotate(norm(heads), angles)

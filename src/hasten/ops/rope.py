@@ -8,6 +8,9 @@ import math
 import torch
 from torch import Tensor
 
+from hasten.ops.kernels.rotary import Rotary, can_rotate
+from hasten.ops.norm import rms_norm
+
 
 def frequencies(head_dim: int, theta: float = 10_000.0, device: torch.device | None = None) -> Tensor:
     """Radians per position of each pair of numbers, [K / 2] in float32, from 1 down to about 1 / theta."""
@@ -43,7 +46,16 @@ def rotary_angles(positions: Tensor, frequency: Tensor) -> Tensor:
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the pairs (i, i + K / 2) of each head by its position's angles: x [B, T, H, K] -> [B, T, H, K]."""
+    if can_rotate(x, angles):
+        return Rotary.apply(x, angles, None, 0.0)
     cos, sin = angles.unbind()  # each [(B,) T, 1, K / 2]
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor, angles: Tensor, eps: float) -> Tensor:
+    """rotate(rms_norm(x, weight, eps), angles): x [B, T, H, K], weight [K] -> [B, T, H, K]."""
+    if can_rotate(x, angles, weight):
+        return Rotary.apply(x, angles, weight, eps)
+    return rotate(rms_norm(x, weight, eps), angles)
