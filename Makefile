@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d' ' -f1)
+PEERS := .venv-peers/.ready-$(shell cat bench/requirements.txt constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check bench clean
+.PHONY: help setup demo test quick check bench bench-peers clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## an isolated .venv with everything pinned by constraints.txt
 
@@ -35,13 +36,27 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## the programs that take minutes each; results go to bench/results/
+bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to bench/results/
+	$(BIN)/python bench/compare.py --shape S --peers-allocator --minutes 20 --save bench/results/compare-s.json
+	$(BIN)/python bench/compare.py --shape M --save bench/results/compare-m.json
 	$(BIN)/python bench/kill.py --save bench/results/kill.json
 	$(BIN)/python bench/checkpoint.py --save bench/results/checkpoint.json
 	$(BIN)/python bench/generate.py --save bench/results/generate.json
 	$(BIN)/python bench/prepare_memory.py --save bench/results/prepare-memory.json
 	$(BIN)/python bench/demo.py --save bench/results/demo.json
 	$(BIN)/python bench/readme.py
+	$(BIN)/python bench/benchmarks.py
+
+bench-peers: $(PEERS)  ## the libraries that hasten is compared with, in .venv-peers
+
+# The same torch for all, first and by its exact version; llama.cpp is built here, which takes ten minutes.
+$(PEERS):
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt) \
+	  -r bench/requirements.txt
+	@rm -f .venv-peers/.ready-*
+	@touch $@
 
 clean:  ## forget the environment and caches; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
+	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

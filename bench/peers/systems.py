@@ -66,9 +66,13 @@ PEERS = [
 
 
 def all_systems(*, with_allocator: bool) -> list[System]:
-    """Every arm there is; `with_allocator` adds each peer once more with hasten's allocator settings."""
+    """Every arm there is; `with_allocator` adds the quick peers once more with our allocator settings."""
     compiles, _ = choose_compile("auto", torch.device("cpu"), HOUR)
-    tuned = [replace(peer, name=f"{peer.name} +allocator", tuned_allocator=True) for peer in PEERS]
+    tuned = [
+        replace(peer, name=f"{peer.name} +allocator", tuned_allocator=True)
+        for peer in PEERS
+        if "bf16" in peer.name
+    ]
     return [*ours(compiles), *PEERS, *(tuned if with_allocator else [])]
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_only_the_first_row_of_a_batch_waits(commanded):
 class Fake:
     """A worker that needs no process: a family is a number of seconds a step."""
 
-    alive: list["Fake"] = []
+    alive: ClassVar[list["Fake"]] = []
     most = 0
 
     def __init__(self, family: str, shape: str, options: dict, **_: object) -> None:
