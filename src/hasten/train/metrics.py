@@ -166,7 +166,9 @@ def measure_peak(device: torch.device, precision: str, seconds: float = 0.5) -> 
     """
     size = 8192 if device.type == "cuda" else 512
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    # Random numbers: equal ones take a GPU less power, and it runs faster than it ever does in training.
+    draw = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=draw).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         best = min(best, timed_product(a, b))

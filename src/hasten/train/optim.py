@@ -119,7 +119,8 @@ class Muon(torch.optim.Optimizer):
         rows, cols = matrices[0].shape
         gradient = torch.stack([m.grad if m.grad is not None else torch.zeros_like(m) for m in matrices])
         average: Tensor = self.state[matrices[0]]["batch"]
-        keep, shrink = average.new_tensor(momentum), average.new_tensor(1 - lr * weight_decay)
+        # Filled on the device: a number that is copied there would wait for all that is queued.
+        keep, shrink = average.new_full((), momentum), average.new_full((), 1 - lr * weight_decay)
         bad = self.found_inf.bool() if self.found_inf is not None else None
         if bad is not None:
             # x * 1 and x + (-0.0) are x for every x, -0.0 included; no wait for the device is needed.
@@ -155,7 +156,7 @@ class Optimizer:
         config: AdamWConfig | MuonConfig,
         rates: Mapping[Kind, float] | None = None,
     ) -> None:
-        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         rates = rates or {each: config.rate(each) for each in KINDS}
         groups = [
             {"params": members, "lr": rate, "role": role}

@@ -38,7 +38,8 @@ def train_step(
     gradients are there: a clock may want to know.
     """
     group = engine.runtime.group
-    count = torch.stack([engine.objective.count(batch) for batch in batches]).sum().to(engine.runtime.device)
+    count = torch.stack([engine.objective.count(batch) for batch in batches]).sum()
+    count = count.to(engine.runtime.device, non_blocking=True)  # else a GPU's queue would run empty here
     if group is not None:
         distributed.all_reduce(count, group=group)
     loss = engine.run(batches, 1 / count.clamp(min=1))  # a step with nothing to learn is a step of zero
