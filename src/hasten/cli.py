@@ -20,6 +20,7 @@ VERBS = {
     "generate": "continue prompts",
     "chat": "talk with a model in the terminal",
     "report": "draw report.html from the files of one or several runs",
+    "bench": "measure this machine, and what each technique is worth on it",
     "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
     "recipes": "list the recipes that ship: purpose, hardware, time",
     "init": "copy a recipe that ships into your folder",
@@ -37,6 +38,7 @@ examples:
   hasten train my.yaml train.minutes=10 seed=1        change anything without editing
   hasten generate runs/demo generate.prompts='["def main("]'
   hasten report runs/first runs/second                compare runs
+  hasten bench                                        ten minutes: the speed ledger of this machine
 
 A recipe is a YAML file, the name of one that ships, or a run's folder.  `hasten VERB --help` says more.
 Exit codes: 0 done, 1 interrupted or failed, 2 something to mend in what was asked."""

@@ -13,6 +13,7 @@ from hasten.data.config import DataConfig
 from hasten.data.prepare import Prepared, prepare
 from hasten.evaluate.run import EvaluateConfig
 from hasten.generate.config import GenerateConfig
+from hasten.ledger.config import BenchConfig
 from hasten.model.config import ModelConfig
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.report.page import ReportConfig
@@ -50,6 +51,7 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
     report: ReportConfig = ReportConfig()
+    bench: BenchConfig = BenchConfig()
     journey: tuple[Stage, ...] = ("prepare", "train", "evaluate", "generate", "report")
 
     @property

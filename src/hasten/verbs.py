@@ -145,6 +145,23 @@ def report(words: Words) -> None:
     say(f"report: {stages.report(recipe, folders[1:])}")
 
 
+def bench(words: Words) -> None:
+    """hasten bench [RECIPE] [key=value ...]
+
+    Measures this machine (matrix peak, memory bandwidth, what others use of it), then trains the
+    recipe's model, by default the demo's, with each technique left out in turn: tokens per second,
+    peak memory, and time to the same loss, with their spread over repeats.  The ledger goes to
+    bench.output as ledger.json and ledger.html.  Leave the machine alone meanwhile.
+
+    bench.minutes=10   bench.repeats=3   bench.techniques=[bf16, kernels, muon]   bench.staircase=true
+    """
+    named = bool(words) and "=" not in words[0]
+    recipe = recipe_of(words if named else ["demo", *words], "bench")
+    from hasten.ledger.bench import bench as measure
+
+    say(f"ledger: {measure(recipe)}")
+
+
 def show(words: Words) -> None:
     """hasten show RECIPE [key=value ...]
 

@@ -1,0 +1,1 @@
+"""The speed ledger: what each technique is worth on this machine."""
