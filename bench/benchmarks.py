@@ -1,0 +1,185 @@
+"""Write docs/benchmarks.md and docs/benchmarks.zh-CN.md from bench/results/: python bench/benchmarks.py
+
+The prose is in bench/pages/.  A section whose result file is not there says which command makes it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from page_words import COMMANDS, WORDS, Words
+
+ROOT = Path(__file__).parents[1]
+PAGES, RESULTS, DOCS = ROOT / "bench/pages", ROOT / "bench/results", ROOT / "docs"
+MIB = 2**20
+
+Result = dict[str, Any]
+
+
+def page(name: str, results: Path = RESULTS) -> str:
+    """The whole page `name`."""
+    commands = ["make setup", "make bench-peers", *COMMANDS.values(), "python bench/benchmarks.py"]
+    slots = {stem: section(stem, results, WORDS[name]) for stem in SECTIONS}
+    slots["commands"] = "\n".join(commands)
+    prose = (PAGES / name).read_text(encoding="utf-8")
+    return re.sub(r"^\{([a-z-]+)\}$", lambda slot: slots[slot[1]], prose, flags=re.M)
+
+
+def section(stem: str, results: Path, words: Words) -> str:
+    """What a result file says, or how to get it."""
+    path = results / f"{stem}.json"
+    if not path.exists():
+        return words["absent"].format(command=COMMANDS[stem])
+    return SECTIONS[stem](json.loads(path.read_text(encoding="utf-8")), words)
+
+
+def training(result: Result, words: Words) -> str:
+    """One comparison of steps."""
+    verdict, peak = result["verdict"], result["peak"]
+    entries = sorted(result["systems"], key=lambda entry: entry["step_seconds"])
+    header = [words[name] for name in ("system", "rate", "step", "mfu", "memory", "first", "ratio")]
+    rows = [step_row(entry, verdict.get("ratios", {}).get(entry["name"])) for entry in entries]
+    facts = [
+        machine(result["environment"], words),
+        words["peak"].format(*(peak[name] / 1e12 for name in ("flops_per_second", "low", "high"))),
+        words["versions"].format(", ".join(f"{k} {v}" for k, v in result["peers"].items() if k != "python")),
+    ]
+    notes = [words["not_run"].format(name, why) for name, why in absent(result)]
+    return "\n\n".join([" ".join(facts), *claims(verdict, words), table(header, rows), *notes])
+
+
+def step_row(entry: Result, ratio: float | None) -> list[str]:
+    """A system's line; ours stand out."""
+    name = f"**{entry['name']}**" if entry["ours"] else entry["name"]
+    low, high = entry["step_seconds_low"], entry["step_seconds_high"]
+    return [
+        name,
+        f"{entry['tokens_per_second']:,.0f}",
+        f"{entry['step_seconds']:.3f} ({low:.3f}–{high:.3f})",
+        f"{entry['mfu']:.0%}",
+        f"{entry['peak_bytes'] / MIB:,.0f}",
+        f"{entry['first_step_seconds']:.1f}",
+        "" if ratio is None else f"{ratio:.2f}×",
+    ]
+
+
+def claims(verdict: Result, words: Words) -> list[str]:
+    """The ratios that count, with the lowest and highest round."""
+    lines = []
+    for name in ("to_best_peer", "to_trainer_defaults", "to_best_peer_with_our_allocator"):
+        if name in verdict:
+            found = verdict[name]
+            rounds = found["by_round"] or [found["ratio"]]
+            lines.append(words[name].format(found["ratio"], found["peer"], min(rounds), max(rounds)))
+    if "peers_with_less_memory" in verdict:
+        lighter = verdict["peers_with_less_memory"]
+        lines.append(words["lighter"].format(", ".join(lighter)) if lighter else words["lightest"])
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def absent(result: Result) -> list[tuple[str, str]]:
+    """What could not be measured, and why."""
+    return [*result["missing"].items(), *result["failed"].items()]
+
+
+def time_to_loss(result: Result, words: Words) -> str:
+    """Arms with their seeds: how long, and what loss they came to."""
+    header = [words[name] for name in ("arm", "seconds", "loss", "seeds")]
+    rows = [
+        [name, spread(arm["seconds"], ",.1f"), spread(arm["loss"], ".3f"), str(len(arm["loss"]))]
+        for name, arm in result["arms"].items()
+    ]
+    lead = machine(result["environment"], words)
+    claim = words["sooner"].format(result["ratio"], result["target_loss"], result["p"])
+    return "\n\n".join([lead, claim, table(header, rows)])
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median and range."""
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+def generation(result: Result, words: Words) -> str:
+    """Writing, case by case."""
+    parts = [machine(result["environment"], words)]
+    for case in result["results"]:
+        lead = words["case"].format(
+            shape=case["shape"],
+            rows=case["rows"],
+            bandwidth=case["read_gigabytes_per_second"],
+            bound=case["bound_tokens_per_second"],
+        )
+        header = [words[name] for name in ("system", "decode", "bound", "ratio", "read", "memory")]
+        parts += [lead, table(header, [writing_row(case, name) for name in fastest_first(case)])]
+    parts += [words["not_run"].format(name, why) for name, why in result["missing"].items()]
+    return "\n\n".join(parts)
+
+
+def fastest_first(case: Result) -> list[str]:
+    """The arms of a case by speed."""
+    speeds: dict[str, float] = case["decode_tokens_per_second"]
+    return sorted(speeds, key=lambda name: -speeds[name])
+
+
+def writing_row(case: Result, name: str) -> list[str]:
+    """An arm's line; ours stand out."""
+    over = case["hasten_auto_over"].get(name)
+    return [
+        f"**{name}**" if name.startswith("hasten") else name,
+        f"{case['decode_tokens_per_second'][name]:,.1f}",
+        f"{case['of_bound'][name]:.0%}",
+        "" if over is None or name == "hasten auto" else f"{over:.2f}×",
+        f"{case['read_tokens_per_second'][name]:,.0f}",
+        f"{case['peak_bytes'][name] / MIB:,.0f}",
+    ]
+
+
+def demo(result: Result, words: Words) -> str:
+    """The demo's figures: median over the seeds."""
+    repeats = result["repeats"]
+    rows = [
+        [words[name], form.format(median(repeat[name] for repeat in repeats))]
+        for name, form in (
+            ("journey_seconds", "{:,.0f}"),
+            ("tokens", "{:,.0f}"),
+            ("test_loss", "{:.3f}"),
+            ("test_bits_per_byte", "{:.3f}"),
+            ("lzma_bits_per_byte", "{:.3f}"),
+        )
+    ]
+    lead = words["runs"].format(machine(result["environment"], words), len(repeats))
+    return f"{lead}\n\n{table(['', ''], rows)}"
+
+
+def machine(environment: Result, words: Words) -> str:
+    """Where a result comes from."""
+    return words["machine"].format(**environment)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+SECTIONS: dict[str, Callable[[Result, Words], str]] = {
+    "compare-s": training,
+    "compare-m": training,
+    "time-to-loss": time_to_loss,
+    "generate": generation,
+    "demo": demo,
+}
+"""What writes a section, by the stem of its result file."""
+
+
+def main() -> None:
+    """Write both pages."""
+    for name in WORDS:
+        (DOCS / name).write_text(page(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""docs/benchmarks.md says what the result files say, in both languages, and how to get the files."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+from benchmarks import SECTIONS, page  # noqa: E402
+from page_words import COMMANDS, WORDS  # noqa: E402
+
+ENVIRONMENT = {"processor": "A Chip", "threads": 2, "torch": "2.13.0", "commit": "abc1234"}
+TIMES = {"step_seconds_low": 0.9, "step_seconds_high": 1.25, "first_step_seconds": 3.0}
+OURS = {"name": "hasten", "ours": True, "step_seconds": 1.0, "tokens_per_second": 4096.0, "mfu": 0.81}
+THEIRS = {"name": "litgpt", "ours": False, "step_seconds": 1.5, "tokens_per_second": 2731.0, "mfu": 0.54}
+RATIO = {"peer": "litgpt", "ratio": 1.48, "by_round": [1.41, 1.48, 1.55]}
+COMPARED = {
+    "environment": ENVIRONMENT,
+    "peers": {"python": "3.11.7", "litgpt": "0.5.9"},
+    "peak": {"flops_per_second": 0.42e12, "low": 0.41e12, "high": 0.43e12},
+    "systems": [{**THEIRS, **TIMES, "peak_bytes": 2**31}, {**OURS, **TIMES, "peak_bytes": 2**30}],
+    "verdict": {"ratios": {"litgpt": 1.48}, "to_best_peer": RATIO, "peers_with_less_memory": []},
+    "missing": {"lightning": "No module named 'lightning'"},
+    "failed": {"trainer": "its last words"},
+}
+CASE = {
+    "shape": "110m",
+    "rows": 1,
+    "read_gigabytes_per_second": 30.0,
+    "bound_tokens_per_second": 137.0,
+    "decode_tokens_per_second": {"llama.cpp bf16": 90.0, "hasten auto": 110.5},
+    "of_bound": {"llama.cpp bf16": 0.66, "hasten auto": 0.81},
+    "hasten_auto_over": {"llama.cpp bf16": 1.23, "hasten auto": 1.0},
+    "read_tokens_per_second": {"llama.cpp bf16": 800.0, "hasten auto": 900.0},
+    "peak_bytes": {"llama.cpp bf16": 2**29, "hasten auto": 2**28},
+}
+RUN = {"journey_seconds": 300.0, "tokens": 2_000_000, "test_loss": 3.5, "test_bits_per_byte": 1.5}
+MADE_UP = {
+    "compare-s": COMPARED,
+    "generate": {"environment": ENVIRONMENT, "results": [CASE], "missing": {"llama.cpp f16": "no wheel"}},
+    "time-to-loss": {
+        "environment": ENVIRONMENT,
+        "arms": {"default": {"seconds": [60.0, 70.0, 65.0], "loss": [3.5, 3.6, 3.55]}},
+        "ratio": 3.4,
+        "p": 0.002,
+        "target_loss": 3.65,
+    },
+    "demo": {"environment": ENVIRONMENT, "repeats": [{**RUN, "lzma_bits_per_byte": 2.0}]},
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Made-up results; that of compare-m is missing."""
+    for stem, result in MADE_UP.items():
+        (tmp_path / f"{stem}.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_page_is_made_from_the_results(name):
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written == page(name), "run python bench/benchmarks.py"
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_without_results_each_section_names_its_command(name, tmp_path):
+    text = page(name, tmp_path)
+    for stem in SECTIONS:
+        assert WORDS[name]["absent"].format(command=COMMANDS[stem]) in text
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_figures_stand_in_the_page(name, results):
+    text = page(name, results)
+    assert "| **hasten** | 4,096 | 1.000 (0.900–1.250) | 81% | 1,024 | 3.0 |  |" in text
+    assert "| litgpt | 2,731 | 1.500 (0.900–1.250) | 54% | 2,048 | 3.0 | 1.48× |" in text
+    assert text.index("| **hasten** | 4,096") < text.index("| litgpt | 2,731"), "the fastest first"
+    assert "1.41–1.55" in text
+    assert WORDS[name]["lightest"] in text
+    assert "0.420 TFLOP/s" in text
+    assert "| **hasten auto** | 110.5 | 81% |  | 900 | 256 |" in text
+    assert "| llama.cpp bf16 | 90.0 | 66% | 1.23× | 800 | 512 |" in text
+    assert "| default | 65.0 (60.0–70.0) | 3.550 (3.500–3.600) | 3 |" in text
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_what_was_not_measured_is_named_with_its_reason(name, results):
+    text = page(name, results)
+    for what, why in (
+        ("lightning", "No module"),
+        ("trainer", "its last words"),
+        ("llama.cpp f16", "no wheel"),
+    ):
+        assert re.search(f"^.*{re.escape(what)}.*{why}", text, re.M)
+    assert WORDS[name]["absent"].format(command=COMMANDS["compare-m"]) in text
+
+
+def test_peers_with_less_memory_are_named(results):
+    lighter = {**COMPARED["verdict"], "peers_with_less_memory": ["litgpt"]}
+    (results / "compare-m.json").write_text(json.dumps({**COMPARED, "verdict": lighter}))
+    assert WORDS["benchmarks.md"]["lighter"].format("litgpt") in page("benchmarks.md", results)
+
+
+def test_both_languages_have_the_same_words_tables_and_commands(results):
+    english, chinese = WORDS.values()
+    assert english.keys() == chinese.keys()
+    pages = [page(name, results) for name in WORDS]
+    for pattern in (r"^#+", r"^\|(?: \S+ \|)?", r"^python .*"):
+        first, second = (re.findall(pattern, text, re.M) for text in pages)
+        assert len(first) == len(second) > 0
+
+
+@pytest.mark.parametrize("stem", COMMANDS)
+def test_the_command_that_is_named_saves_the_file_that_is_read(stem):
+    program, *words = COMMANDS[stem].removeprefix("python ").split()
+    assert words[-2:] == ["--save", f"bench/results/{stem}.json"]
+    assert program.startswith("bench/")
+    assert stem in SECTIONS
