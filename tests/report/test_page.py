@@ -175,6 +175,23 @@ def page_sources():
     return [p for p in folder.iterdir() if p.suffix in (".py", ".html") and p.name != "words.py"]
 
 
+def test_where_the_time_went_is_shown_where_training_tells(make_run):
+    folder = make_run()
+    assert "Where the time went" not in write_page([folder]).read_text(encoding="utf-8")
+    times = {"start": 10.0, "forward_backward": 75.0, "data": 15.0, "unknown": 0.0}
+    figures = {"steps": 9, "tokens": 9, "seconds": 100, "times": times, "peak_memory": 2_300_000}
+    write_json(folder / "training.json", figures)
+    html = write_page([folder]).read_text(encoding="utf-8")
+    assert "Where the time went" in html and "2.3 MB" in html
+    found = {bar.name.striptags(): bar.share for bar in page.time_bars(times)}
+    assert found == {
+        "start-up and compiling启动与编译": 0.1,
+        "waiting for data等待数据": 0.15,
+        "forward and backward前向与反向": 0.75,
+    }
+    assert all(f'style="width: {100 * share:.2f}%"' in html for share in found.values())
+
+
 def test_the_page_goes_where_it_is_told(make_run, tmp_path):
     folder = make_run()
     assert write_page([folder]) == folder / "report.html"

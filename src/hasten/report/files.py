@@ -102,6 +102,8 @@ class Training(Record):
     seconds: float
     skipped: int = 0
     rollbacks: int = 0
+    times: dict[str, float] = {}  # seconds of each part, by the names in train/times.py
+    peak_memory: int | None = None
     completed: bool = True
 
 

@@ -5,7 +5,7 @@ Styles, pictures and the little script are inside; every text from a run's files
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,7 +24,10 @@ from hasten.report.curves import AXES, figure_curves, loss_curves
 from hasten.report.files import RunFiles, read_runs
 from hasten.report.summary import figures_of, rows
 from hasten.report.words import WORDS, Language
+from hasten.train.times import PARTS
 
+TIME_WORDS = ("start", "data_wait", "forward_backward", "optimizer", "looks", "checkpoints", "rest")
+"""The keys of words for `train.times.PARTS`."""
 COLOURS = 6  # series colours in style.html; a seventh run begins anew
 
 
@@ -93,7 +96,7 @@ def template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"t": translate, "colours": COLOURS, "troubled": troubled}
+    environment.globals |= {"t": translate, "colours": COLOURS, "troubled": troubled, "time_bars": time_bars}
     environment.filters |= {
         name: getattr(figures, name) for name in ("significant", "compact", "size", "duration", "percent")
     }
@@ -159,6 +162,16 @@ def bars(runs: Sequence[RunFiles]) -> list[Bar]:
         ]
     widest = max((value for _, value, _ in found), default=0.0)
     return [Bar(name, value, value / widest if widest > 0 else 0.0, series) for name, value, series in found]
+
+
+def time_bars(times: Mapping[str, float]) -> list[Bar]:
+    """Each part of a training's time with its share of the whole; parts that are not ours are passed over."""
+    whole = sum(times.values())
+    return [
+        Bar(translate(key), times[part], times[part] / whole if whole else 0.0, 0)
+        for part, key in zip(PARTS, TIME_WORDS, strict=True)
+        if part in times
+    ]
 
 
 def against_lzma(summary: dict[str, Any]) -> Markup | str:

@@ -56,6 +56,16 @@ WORDS: dict[str, tuple[str, str]] = {
         "Training loss as a moving mean over a fiftieth of each curve; dots are validation.",
         "训练损失为窗口五十分之一的滑动平均；圆点为验证损失。",
     ),
+    # where the time went
+    "times": ("Where the time went", "时间花在哪里"),
+    "start": ("start-up and compiling", "启动与编译"),
+    "data_wait": ("waiting for data", "等待数据"),
+    "forward_backward": ("forward and backward", "前向与反向"),
+    "optimizer": ("clipping and optimizer", "裁剪与优化器"),
+    "looks": ("validation and looks", "验证与查看"),
+    "checkpoints": ("checkpoints", "检查点"),
+    "rest": ("the rest", "其余"),
+    "peak_memory": ("Peak memory:", "峰值内存："),
     # tests
     "test": ("Test", "测试"),
     "test_intro": (
