@@ -86,20 +86,27 @@ def absent(result: Result) -> list[tuple[str, str]]:
 
 
 def time_to_loss(result: Result, words: Words) -> str:
-    """Arms with their seeds: how long, and what loss they came to."""
-    header = [words[name] for name in ("arm", "seconds", "loss", "seeds")]
-    rows = [
-        [name, spread(arm["seconds"], ",.1f"), spread(arm["loss"], ".3f"), str(len(arm["loss"]))]
-        for name, arm in result["arms"].items()
+    """The baseline, and hasten's budgets beside it."""
+    header = [words[name] for name in ("recipe", "seconds", "tokens", "loss", "bits", "ratio_of_time", "p")]
+    rows = [learned_row("AdamW GPT-2", result["baseline"])]
+    rows += [learned_row("**hasten**", budget) for budget in result["hasten"]]
+    ratio, target = result["ratio"], result["baseline"]["validation_loss"]
+    claim = words["slower"] if ratio is None else words["sooner"].format(ratio, target)
+    return "\n\n".join([machine(result["environment"], words), claim, table(header, rows)])
+
+
+def learned_row(name: str, arm: Result) -> list[str]:
+    """An arm at one length: means over its seeds, and every seed's loss."""
+    p, ratio = arm.get("p"), arm.get("ratio")
+    return [
+        name,
+        f"{arm['seconds']:,.0f}",
+        f"{arm['tokens']:,}",
+        f"{arm['validation_loss']:.3f} ({', '.join(f'{loss:.3f}' for loss in sorted(arm['losses']))})",
+        f"{arm['bits_per_byte']:.3f}",
+        "" if ratio is None else f"{ratio:.2f}×",
+        "" if p is None else f"{p:.2g}",
     ]
-    lead = machine(result["environment"], words)
-    claim = words["sooner"].format(result["ratio"], result["target_loss"], result["p"])
-    return "\n\n".join([lead, claim, table(header, rows)])
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Median and range."""
-    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 def generation(result: Result, words: Words) -> str:

@@ -12,7 +12,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.train.engine import Whole, choose_precision
-from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer
+from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, learning_rates
 from hasten.train.step import train_step
 
 OPTIMIZERS = {"adamw": AdamWConfig, "muon": MuonConfig}
@@ -46,7 +46,8 @@ def train(shape: Shape, voice: Voice, *, optimizer: str, compiled: bool) -> None
     voice.tell(parameters=sum(p.numel() for p in model.parameters()))
     precision = choose_precision("auto", runtime.device)
     engine = Whole(model, CrossEntropy(), runtime, precision=precision, compiled=compiled)
-    updater = Optimizer(model, OPTIMIZERS[optimizer]())
+    config = OPTIMIZERS[optimizer]()
+    updater = Optimizer(model, config, learning_rates(config, model.config, shape.batch_tokens))
     turns, step = Turns(voice), 0
     with Prefetch(lambda step: batch_of(table, shape, step)) as batches:
         while True:

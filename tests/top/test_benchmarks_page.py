@@ -39,15 +39,21 @@ CASE = {
     "peak_bytes": {"llama.cpp bf16": 2**29, "hasten auto": 2**28},
 }
 RUN = {"journey_seconds": 300.0, "tokens": 2_000_000, "test_loss": 3.5, "test_bits_per_byte": 1.5}
+LEARNED = {
+    "validation_loss": 3.55,
+    "bits_per_byte": 1.7,
+    "seconds": 240.0,
+    "tokens": 1_000_000,
+    "losses": [3.6, 3.5],
+}
 MADE_UP = {
     "compare-s": COMPARED,
     "generate": {"environment": ENVIRONMENT, "results": [CASE], "missing": {"llama.cpp f16": "no wheel"}},
     "time-to-loss": {
         "environment": ENVIRONMENT,
-        "arms": {"default": {"seconds": [60.0, 70.0, 65.0], "loss": [3.5, 3.6, 3.55]}},
-        "ratio": 3.4,
-        "p": 0.002,
-        "target_loss": 3.65,
+        "baseline": LEARNED,
+        "hasten": [{**LEARNED, "seconds": 80.0, "ratio": 3.0, "p": 0.0021}],
+        "ratio": 3.0,
     },
     "demo": {"environment": ENVIRONMENT, "repeats": [{**RUN, "lzma_bits_per_byte": 2.0}]},
 }
@@ -85,7 +91,9 @@ def test_figures_stand_in_the_page(name, results):
     assert "0.420 TFLOP/s" in text
     assert "| **hasten auto** | 110.5 | 81% |  | 900 | 256 |" in text
     assert "| llama.cpp bf16 | 90.0 | 66% | 1.23× | 800 | 512 |" in text
-    assert "| default | 65.0 (60.0–70.0) | 3.550 (3.500–3.600) | 3 |" in text
+    assert "| AdamW GPT-2 | 240 | 1,000,000 | 3.550 (3.500, 3.600) | 1.700 |  |  |" in text
+    assert "| **hasten** | 80 | 1,000,000 | 3.550 (3.500, 3.600) | 1.700 | 3.00× | 0.0021 |" in text
+    assert WORDS[name]["sooner"].format(3.0, 3.55) in text
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -98,6 +106,12 @@ def test_what_was_not_measured_is_named_with_its_reason(name, results):
     ):
         assert re.search(f"^.*{re.escape(what)}.*{why}", text, re.M)
     assert WORDS[name]["absent"].format(command=COMMANDS["compare-m"]) in text
+
+
+def test_a_baseline_that_is_never_beaten_is_said_to_be(results):
+    never = {**MADE_UP["time-to-loss"], "ratio": None}
+    (results / "time-to-loss.json").write_text(json.dumps(never))
+    assert WORDS["benchmarks.md"]["slower"] in page("benchmarks.md", results)
 
 
 def test_peers_with_less_memory_are_named(results):
