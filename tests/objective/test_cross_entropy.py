@@ -109,10 +109,11 @@ def test_regularisers_change_the_training_loss_and_not_the_measured_one(
 
 def test_logits_are_chunked_by_themselves_only_where_they_would_be_large() -> None:
     objective = CrossEntropy()
-    fits = WHOLE_BYTES // (4 * 50_000)
-    assert objective.chunk(fits, 50_000) is None
-    chunk = objective.chunk(fits + 1, 50_000)
-    assert chunk is not None and CHUNK_BYTES // 2 < chunk * 50_000 * 4 <= CHUNK_BYTES
-    assert objective.chunk(2**30, 2**30) == 1
-    assert CrossEntropy(chunk_tokens=7).chunk(2**30, 2**30) == 7
-    assert CrossEntropy(chunk_tokens=None).chunk(2**30, 2**30) is None
+    for kind in ("cpu", "cuda"):
+        device, fits = torch.device(kind), WHOLE_BYTES[kind] // (4 * 50_000)
+        assert objective.chunk(fits, 50_000, device) is None
+        chunk = objective.chunk(fits + 1, 50_000, device)
+        assert chunk is not None and CHUNK_BYTES[kind] // 2 < chunk * 50_000 * 4 <= CHUNK_BYTES[kind]
+        assert objective.chunk(2**30, 2**30, device) == 1
+        assert CrossEntropy(chunk_tokens=7).chunk(2**30, 2**30, device) == 7
+        assert CrossEntropy(chunk_tokens=None).chunk(2**30, 2**30, device) is None

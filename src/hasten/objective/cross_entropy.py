@@ -2,6 +2,7 @@
 
 from typing import Literal, cast
 
+import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -10,7 +11,9 @@ from hasten.core.config import Config
 from hasten.model.transformer import Decoder
 from hasten.ops.loss import linear_cross_entropy
 
-WHOLE_BYTES, CHUNK_BYTES = 2**30, 2**28
+WHOLE_BYTES = {"cpu": 2**30, "cuda": 2**32}
+CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""Of float32 logits.  Each chunk adds to the head's whole gradient once: GPUs want few and large ones."""
 
 
 class CrossEntropy(Config):
@@ -22,7 +25,7 @@ class CrossEntropy(Config):
     kind: Literal["cross_entropy"] = "cross_entropy"
     chunk_tokens: PositiveInt | Literal["auto"] | None = Field(
         default="auto",
-        description="logits are made for so many tokens at a time; auto: all, unless they pass 1 GiB",
+        description="logits are made for so many tokens at a time; auto: all, unless above 1 GiB, on GPUs 4",
     )
     z_loss: NonNegativeFloat = Field(
         default=0.0, description="weight of log^2 Z, which holds logits down; 1e-4 is usual"
@@ -50,15 +53,15 @@ class CrossEntropy(Config):
             hidden.flatten(0, 1),
             decoder.head_weight,
             batch.targets.flatten(),
-            chunk_tokens=self.chunk(batch.targets.numel(), decoder.config.vocabulary),
+            chunk_tokens=self.chunk(batch.targets.numel(), decoder.config.vocabulary, hidden.device),
             z_loss=self.z_loss if model.training else 0.0,
             label_smoothing=self.label_smoothing if model.training else 0.0,
             soft_cap=decoder.config.logit_soft_cap,
         )
 
-    def chunk(self, num_tokens: int, vocab_size: int) -> int | None:
+    def chunk(self, num_tokens: int, vocab_size: int, device: torch.device) -> int | None:
         """For how many tokens to hold float32 logits at a time; None is all of them, which is fastest."""
         if self.chunk_tokens != "auto":
             return self.chunk_tokens
-        row_bytes = 4 * vocab_size
-        return None if num_tokens * row_bytes <= WHOLE_BYTES else max(1, CHUNK_BYTES // row_bytes)
+        row_bytes, kind = 4 * vocab_size, "cuda" if device.type == "cuda" else "cpu"
+        return None if num_tokens * row_bytes <= WHOLE_BYTES[kind] else max(1, CHUNK_BYTES[kind] // row_bytes)

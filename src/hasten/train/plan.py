@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from hasten.core.console import say
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
@@ -50,7 +52,7 @@ def make_plan(
         device=runtime.device,
         precision=precision,
         optimizer=config.optimizer.kind,
-        chunk_tokens=logits_at_once(objective, rows // world_size * row_tokens, model),
+        chunk_tokens=logits_at_once(objective, rows // world_size * row_tokens, model, runtime.device),
     )
     corpus.check(rows, micro_rows, world_size)
     horizon = make_horizon(config, rows, corpus.num_rows)
@@ -58,9 +60,13 @@ def make_plan(
     return Plan(rows, row_tokens, micro_rows, horizon, precision, note)
 
 
-def logits_at_once(objective: Objective, num_tokens: int, model: ModelConfig) -> int | None:
+def logits_at_once(
+    objective: Objective, num_tokens: int, model: ModelConfig, device: torch.device
+) -> int | None:
     """For how many tokens the objective holds logits, None for all of a micro-batch."""
-    return objective.chunk(num_tokens, model.vocabulary) if isinstance(objective, CrossEntropy) else None
+    if not isinstance(objective, CrossEntropy):
+        return None
+    return objective.chunk(num_tokens, model.vocabulary, device)
 
 
 def make_horizon(config: TrainConfig, batch_rows: int, num_rows: int) -> Horizon:
