@@ -100,29 +100,29 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
 }
 
 // The outputs [begin, end) of `count` that are this thread's, in whole tiles.
-constexpr int64_t TILE = 4;
+constexpr int64_t TILE = 8;
 struct Share { int64_t begin, end; };
 inline Share share_of(int64_t count) {
   const int64_t tiles = (count + TILE - 1) / TILE, threads = omp_get_num_threads(), me = omp_get_thread_num();
   return {std::min(tiles * me / threads * TILE, count), std::min(tiles * (me + 1) / threads * TILE, count)};
 }
 
-// Where outputs are read side by side, the processor doesn't foresee what comes next: so many bytes ahead
-// are asked for in the order in which they lie.  One output after the other needs no such help.
-constexpr int64_t AHEAD = 8192;
-
 // R outputs of C rows side by side: sum[r][c] = w[r] . x[c], each in the order of k.
+//
+// One output after the other is read as fast as memory can, without help.  Of outputs side by side the
+// processor does not foresee what comes next: the tile that follows is asked for, in the order in which it lies.
 template <class W, int R, int C>
-inline void multiply(const W* w, const float* x, int64_t n, __m512 (&sum)[R][C]) {
+inline void multiply(const W* w, const float* x, int64_t n, bool fetch, __m512 (&sum)[R][C]) {
   for (auto& row : sum)
     for (auto& one : row) one = _mm512_setzero_ps();
-  const char* ahead = (const char*)(w + R * n) + AHEAD;
+  const char* ahead = (const char*)(w + R * n);
   int64_t k = 0;
   for (; k + LANES <= n; k += LANES) {
     __m512 xs[C];
     for (int c = 0; c < C; c++) xs[c] = load(x + c * n + k);
+    if (R > 1 && fetch)
+      for (int at = 0; at < R * LANES * (int)sizeof(W); at += 64) _mm_prefetch(ahead + k * R * sizeof(W) + at, _MM_HINT_T1);
     for (int r = 0; r < R; r++) {
-      if (R > 1) _mm_prefetch(ahead + (k * R + r * LANES) * sizeof(W), _MM_HINT_T0);
       const __m512 weight = load(w + r * n + k);
       for (int c = 0; c < C; c++) sum[r][c] = fma(weight, xs[c], sum[r][c]);
     }
@@ -130,36 +130,37 @@ inline void multiply(const W* w, const float* x, int64_t n, __m512 (&sum)[R][C])
   if (k == n) return;
   const __mmask16 rest = first(n - k);
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++)
-      sum[r][c] = fma(load(w + r * n + k, rest), load(x + c * n + k, rest), sum[r][c]);
+    for (int c = 0; c < C; c++) sum[r][c] = fma(load(w + r * n + k, rest), load(x + c * n + k, rest), sum[r][c]);
 }
 
 // The first `count` of four sums, with the bias and what was there before.
 inline void emit(const Matrix& m, int64_t output, int64_t count, float* out, bool add, __m128 total) {
-  const __mmask8 here = (__mmask8)((1 << count) - 1);
+  const __mmask8 here = count >= 4 ? 15 : (__mmask8)((1 << count) - 1);
   if (m.bias) total = _mm_add_ps(total, _mm_maskz_loadu_ps(here, m.bias + output));
   if (add) total = _mm_add_ps(total, _mm_maskz_loadu_ps(here, out + output));
   _mm_mask_storeu_ps(out + output, here, total);
 }
 
-// A whole tile of outputs for C rows.
+// A whole tile of outputs for C rows, side by side.
 template <class W, int C>
-inline void tile(const Matrix& m, int64_t output, const float* x, float* out, bool add) {
+inline void tile(const Matrix& m, int64_t output, const float* x, float* out, bool fetch, bool add) {
   __m512 sum[TILE][C];
-  multiply((const W*)m.weight + output * m.inputs, x, m.inputs, sum);
-  for (int c = 0; c < C; c++)
-    emit(m, output, TILE, out + c * m.outputs, add, sums(sum[0][c], sum[1][c], sum[2][c], sum[3][c]));
+  multiply((const W*)m.weight + output * m.inputs, x, m.inputs, fetch, sum);
+  for (int r = 0; r < TILE; r += 4)
+    for (int c = 0; c < C; c++)
+      emit(m, output + r, 4, out + c * m.outputs, add, sums(sum[r][c], sum[r + 1][c], sum[r + 2][c], sum[r + 3][c]));
 }
 
 // Up to a tile of outputs for one row, one after the other.
 template <class W>
 inline void sequence(const Matrix& m, int64_t output, int64_t count, const float* x, float* out, bool add) {
-  __m512 sum[TILE][1][1];
-  for (int64_t r = 0; r < TILE; r++) {
-    sum[r][0][0] = _mm512_setzero_ps();
-    if (r < count) multiply((const W*)m.weight + (output + r) * m.inputs, x, m.inputs, sum[r]);
+  for (int64_t begin = 0; begin < count; begin += 4) {
+    __m512 sum[4][1][1];
+    for (auto& one : sum) one[0][0] = _mm512_setzero_ps();
+    for (int64_t r = 0; r < std::min<int64_t>(4, count - begin); r++)
+      multiply((const W*)m.weight + (output + begin + r) * m.inputs, x, m.inputs, false, sum[r]);
+    emit(m, output + begin, count - begin, out, add, sums(sum[0][0][0], sum[1][0][0], sum[2][0][0], sum[3][0][0]));
   }
-  emit(m, output, count, out, add, sums(sum[0][0][0], sum[1][0][0], sum[2][0][0], sum[3][0][0]));
 }
 
 // This thread's outputs of x W' + bias: x [B, inputs] -> out [B, outputs], added to it where `add`.  The
@@ -170,11 +171,13 @@ void project(const Matrix& m, const float* x, float* out, int64_t rows, bool add
   for (int64_t o = mine.begin; o < mine.end; o += TILE) {
     const int64_t count = std::min(TILE, mine.end - o);
     int64_t row = 0;
-    if (rows > 1 && count == TILE) {
-      for (; row + 4 <= rows; row += 4) tile<W, 4>(m, o, x + row * m.inputs, out + row * m.outputs, add);
-      for (; row + 2 <= rows; row += 2) tile<W, 2>(m, o, x + row * m.inputs, out + row * m.outputs, add);
+    const auto from = [&] { return x + row * m.inputs; };
+    const auto to = [&] { return out + row * m.outputs; };
+    if (rows > 1 && count == TILE) {  // three rows at a time, but 4 = 2 + 2
+      for (; rows - row >= 5 || rows - row == 3; row += 3) tile<W, 3>(m, o, from(), to(), row == 0, add);
+      for (; rows - row >= 2; row += 2) tile<W, 2>(m, o, from(), to(), row == 0, add);
     }
-    for (; row < rows; row++) sequence<W>(m, o, count, x + row * m.inputs, out + row * m.outputs, add);
+    for (; row < rows; row++) sequence<W>(m, o, count, from(), to(), add);
   }
 }
 
