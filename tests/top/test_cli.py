@@ -40,6 +40,7 @@ BAD_CALLS = {
     ),
     "init over a file": (["init", "demo", "taken.yaml"], "taken.yaml: is there already"),
     "words for recipes": (["recipes", "all"], "hasten recipes takes no words"),
+    "an unknown technique": (["bench", "bench.techniques=[moun]"], "Did you mean 'muon'? Choose from bf16"),
     "no model": (["generate", "demo", "output=nothing"], "nothing"),
 }
 

@@ -29,6 +29,7 @@ from hasten.ledger.machine import BUSY_CORES, busy_seconds, measure_machine
 from hasten.ledger.page import write_page
 from hasten.ledger.table import show
 from hasten.ledger.techniques import Words, choose
+from hasten.ops.kernels.library import library
 from hasten.recipe import Recipe
 
 Purpose = Literal["pace", "learning"]
@@ -37,7 +38,7 @@ LEARNING_SHARE = 0.5
 LEARNING_SECONDS = 30.0
 """A learning trial is not made shorter than this for the sake of another repeat."""
 FIRST_STEPS, LEAST_STEPS, VALIDATIONS = 6, 4, 12
-MIN_VALIDATION_TOKENS = 8192
+VALIDATION_TOKENS = 8192
 LAST_WORDS = 400  # characters that a failed trial is quoted with
 
 
@@ -57,7 +58,8 @@ class Trial:
 def bench(recipe: Recipe) -> Path:
     """Measure this machine and the recipe's techniques on it; the path of ledger.html."""
     chosen, device = choose(recipe.bench.techniques), choose_device(recipe.device)
-    recipe.prepared()  # here, once, not in the first trial
+    recipe.prepared()  # here, once, not in the first trial; and so are the kernels
+    library()
     deadline = time.monotonic() + 60 * recipe.bench.minutes
     say("bench: the machine")
     machine = measure_machine(device)
@@ -155,7 +157,7 @@ class Rounds:
         if purpose == "learning":
             room = max(self.learning_seconds - start, self.learning_seconds / 3)
             step = step or self.step_seconds.get("full", 1.0)
-            tokens = min(2 * self.recipe.train.batch_tokens, MIN_VALIDATION_TOKENS)
+            tokens = min(2 * self.recipe.train.batch_tokens, VALIDATION_TOKENS)
             every = max(round(room / step / VALIDATIONS), 1)
             looks = f"train.validate_every={every}", f"train.validation_tokens={tokens}"
             return [*nothing, *looks, f"train.minutes={room / 60}", "train.steps=null"], room + start

@@ -55,7 +55,7 @@ class Technique:
 
 def without_own_attention() -> None:
     """Attention by PyTorch's own function."""
-    attention.attend = fused_attention  # type: ignore[assignment]
+    attention.attend = fused_attention
     engine.can_skip_tiles = lambda device: False
 
 

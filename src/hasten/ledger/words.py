@@ -20,7 +20,7 @@ WORDS: dict[str, Words] = {
     "against_plain": ("Against none of them", "相对全部停用"),
     "faster": ("the tokens per second", "每秒词元数之比"),
     "sooner": ("Sooner at the same loss", "达到同样损失更快"),
-    "sooner_note": ("than the plain arm ends with", "以基线最终损失为准"),
+    "sooner_note": ("the loss where “none of them” ends", "以“全部停用”的最终损失为准"),
     "peak_bf16": ("Matrix peak, bf16", "矩阵峰值 bf16"),
     "peak_fp32": ("Matrix peak, fp32", "矩阵峰值 fp32"),
     "peak_int8": ("Matrix peak, int8", "矩阵峰值 int8"),
@@ -40,8 +40,8 @@ WORDS: dict[str, Words] = {
         "条形在 1× 右侧：去掉后更慢。细线为各次重复的范围。",
     ),
     "loss_note": (
-        "The loss is the one that the plain arm, which has none of the techniques, ends with in each repeat.",
-        "目标损失为每次重复中基线（全部停用）的最终验证损失。",
+        "The loss is the one that “none of them” ends with in each repeat.",
+        "目标损失为每次重复中“全部停用”组的最终验证损失。",
     ),
     # table
     "table": ("The ledger", "账本"),
@@ -79,10 +79,10 @@ WORDS: dict[str, Words] = {
     ),
     "method_loss": (
         "Techniques that change what a step learns are trained for a fixed time and compared by the seconds"
-        " of training steps until the plain arm's last validation loss, interpolated between validations;"
+        " of training steps until the loss where “none of them” ends, interpolated between validations;"
         " “>” marks arms that did not get there. All others learn the same from the same"
         " steps: their time to a loss is their time for the same tokens.",
-        "会改变学习效果的技术按固定时长训练，比较训练步累计用时达到基线最终验证损失的时刻（在两次验证之间线性插值）；"
+        "会改变学习效果的技术按固定时长训练，比较达到“全部停用”组最终验证损失时训练步的累计用时（在两次验证之间线性插值）；"
         "“>”表示未达到。其余技术每步学到的相同：达到同样损失的用时之比即同样词元的用时之比。",
     ),
     "method_rates": (

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,7 +71,7 @@ class Times:
             marks = [split.mark()]
             yield lambda: marks.append(split.mark())
             if compilations == self.compilations:  # else the device stood idle in between
-                split.note(*marks, split.mark())
+                split.note([*marks, split.mark()])
 
     def read(self) -> dict[str, float]:
         """Seconds of each part up to now, those before a resume included."""
@@ -114,7 +114,7 @@ class DeviceSplit:
 
     def __init__(self, new_event: Callable[[], Any] | None = None) -> None:
         self.new_event = new_event or (lambda: torch.cuda.Event(enable_timing=True))
-        self.pending: deque[tuple[Any, Any, Any]] = deque()
+        self.pending: deque[Sequence[Any]] = deque()
         self.model = self.optimizer = 0.0  # milliseconds
 
     def mark(self) -> Any:
@@ -123,9 +123,9 @@ class DeviceSplit:
         event.record()
         return event
 
-    def note(self, begun: Any, halfway: Any, ended: Any) -> None:
-        """Remember a step; read those that the device has passed."""
-        self.pending.append((begun, halfway, ended))
+    def note(self, marks: Sequence[Any]) -> None:
+        """Remember a step by its begin, its middle and its end; read those that the device has passed."""
+        self.pending.append(marks)
         self.collect()
 
     def collect(self) -> None:
