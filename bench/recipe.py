@@ -99,12 +99,12 @@ ARMS = {
     "betas 0.9, 0.95": Arm(optimizer={"betas": (0.9, 0.95)}),
     "3 quintics": Arm(quintics=3),
     "4 quintics": Arm(quintics=4),
-    "batch 1024": Arm(training={"batch_tokens": 1024}),
-    "batch 1024, rates x 0.7": Arm(training={"batch_tokens": 1024}, scale=0.5**0.5),
-    "batch 4096": Arm(training={"batch_tokens": 4096}),
-    "batch 4096, rates x 1.4": Arm(training={"batch_tokens": 4096}, scale=2**0.5),
-    "batch 8192, rates x 2": Arm(training={"batch_tokens": 8192}, scale=2.0),
-    "batch warm-up 512, 1024, 2048": Arm(ramp=((0.1, 2), (0.3, 4))),
+    "batch 512": Arm(training={"batch_tokens": 512}),
+    "batch 512, rates x 0.7": Arm(training={"batch_tokens": 512}, scale=0.5**0.5),
+    "batch 2048": Arm(training={"batch_tokens": 2048}),
+    "batch 2048, rates x 1.4": Arm(training={"batch_tokens": 2048}, scale=2**0.5),
+    "batch 4096, rates x 2": Arm(training={"batch_tokens": 4096}, scale=2.0),
+    "batch warm-up from a quarter": Arm(ramp=((0.1, 1), (0.3, 2))),
 }
 
 
