@@ -9,9 +9,9 @@ token: 4 layers of width 256, rows of 256 tokens, a vocabulary of 4,096.  The ra
 *Baseline*, as nanoGPT has it: LayerNorm, learned positions, GELU, a tied head, no biases; AdamW (0.9, 0.95)
 with weight decay 0.1, gradients clipped at 1, cosine to a tenth.  *hasten*: its defaults.
 
-*Tuning*, equally for both: four rates a factor of two apart at the first batch size, then the best, and 1.4
+*Tuning*, equally for both: four rates a factor of two apart at the first batch size, then the best, and 0.7
 times as much, at the second, one seed each; hasten's rate is one factor on all of its rates.  Runs of the
-sweep have tokens, not minutes, so they need no quiet machine.
+sweep have FLOPs, those of Muon's products included, and not minutes, so they need no quiet machine.
 
 *Final*: each training in a fresh process, arms in turn.  What counts is the time from the first batch to the
 last step; start-up and validation are the same in both and count in neither.  A schedule ends with its time.
@@ -42,6 +42,7 @@ from welch import one_sided_below, welch
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
 from hasten.model.config import ModelConfig
+from hasten.ops.orthogonalize import COEFFICIENTS
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 4, "vocab_size": 4096}
 GPT2 = {
@@ -57,9 +58,11 @@ GPT2 = {
 HASTEN = {"preset": "hasten-tiny", **SIZE}
 BASELINE, OURS = "baseline", "hasten"
 RATES = {BASELINE: (7e-4, 1.4e-3, 2.8e-3, 5.6e-3), OURS: (0.5, 1.0, 2.0, 4.0)}
-BATCHES = (2048, 4096)
-SWEEP_TOKENS = {BASELINE: 614_400, OURS: 204_800}
-"""A third for hasten, as in the final: a rate is tuned for the length that it will run."""
+BATCHES = (4096, 2048)
+SWEEP_FLOPS = {BASELINE: 22e12, OURS: 22e12 / 3}
+"""A third for hasten, as in the final: a rate is tuned for about the length that it will run."""
+BOUND_PRODUCTS = 4
+"""Of `ops.orthogonalize`, besides its polynomials: what the bound on the largest singular value takes."""
 SHARES = (1 / 3, 1 / 4, 1 / 5)
 """Hasten's budgets, of the baseline's time."""
 
@@ -81,19 +84,31 @@ def run(arm: str, setting: dict[str, Any], seed: int, cache: Path, **length: Any
     return train(demo_text(cache), model, {**fields, **length}, scale=scale)
 
 
+def step_flops(arm: str, batch_tokens: int) -> float:
+    """FLOPs of a step with its optimizer: Muon's products cost as much as 900 tokens of this model."""
+    config = ModelConfig.model_validate(GPT2 if arm == BASELINE else HASTEN)
+    work = batch_tokens * config.flops_per_token(ROW_TOKENS)
+    if arm == BASELINE:
+        return work
+    square = 2 * config.dim**3  # one product of the short side's square
+    quintic = [3 * square] * 4 + [(2 * config.ffn_dim / config.dim + 1) * square] * 2
+    layer = len(COEFFICIENTS) * sum(quintic) + BOUND_PRODUCTS * square * len(quintic)
+    return work + config.num_layers * layer
+
+
 def tune(arm: str, results: Results, cache: Path) -> dict[str, Any]:
-    """The best setting of an arm: rates at the first batch size, then the best two at the second."""
+    """The best setting of an arm: rates at the first batch size, then two at the second."""
 
     def loss(setting: dict[str, Any]) -> float:
         key = f"sweep {arm} {json.dumps(setting, sort_keys=True)}"
-        length = {"tokens": SWEEP_TOKENS[arm]}
-        found = results.get(key, lambda: run(arm, setting, 0, cache, **length))["validation_loss"]
+        steps = round(SWEEP_FLOPS[arm] / step_flops(arm, setting["batch_tokens"]))
+        found = results.get(key, lambda: run(arm, setting, 0, cache, steps=steps))["validation_loss"]
         return found if isfinite(found) else inf
 
     first = [{"rate": rate, "batch_tokens": BATCHES[0]} for rate in RATES[arm]]
     best = min(first, key=loss)
-    higher = [{"rate": best["rate"] * times, "batch_tokens": BATCHES[1]} for times in (1.0, 2**0.5)]
-    return min([*first, *higher], key=loss)
+    second = [{"rate": best["rate"] * times, "batch_tokens": BATCHES[1]} for times in (1.0, 0.5**0.5)]
+    return min([*first, *second], key=loss)
 
 
 def fresh(arm: str, setting: dict[str, Any], seed: int, minutes: float, cache: Path) -> dict[str, Any]:
