@@ -51,7 +51,7 @@ def linear_cross_entropy(
     drifting (Chowdhery et al. 2022).  `label_smoothing` moves that share of a target's weight to all of V.
     `soft_cap` squeezes the logits first.
     """
-    terms = Terms(z_loss, label_smoothing, soft_cap)
+    terms, targets = Terms(z_loss, label_smoothing, soft_cap), targets.long()
     chunk = max(len(targets), 1) if chunk_tokens is None else chunk_tokens
     if chunk >= len(targets) and torch.compiler.is_compiling():
         return cross_entropy_sum(F.linear(hidden, weight), targets, terms)  # a compiler fuses this by itself
@@ -143,7 +143,7 @@ def loss_over_logits(logits: Tensor, targets: Tensor, terms: Terms, *, gradient:
 def slice_loss(logits: Tensor, targets: Tensor, terms: Terms, gradient: bool) -> Tensor:
     """`loss_over_logits` in plain PyTorch, for rows whose copy in float32 is small."""
     counted, smoothing = targets != IGNORE, terms.label_smoothing
-    column = targets.clamp_min(0)[:, None]
+    column = targets.masked_fill(~counted, 0)[:, None]
     scores = logits.float() if terms.soft_cap is None else soft_cap(logits.float(), terms.soft_cap)
     log_z = scores.logsumexp(dim=-1)
     hit = scores.gather(1, column)[:, 0]
