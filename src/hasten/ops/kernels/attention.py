@@ -19,14 +19,14 @@ WIDEST = 256
 def kernel_attends(query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float) -> bool:
     """Whether `kernel_attention` can take these heads."""
     return (
-        query.dtype == key.dtype == value.dtype == torch.bfloat16
+        not torch.compiler.is_compiling()
+        and query.dtype == key.dtype == value.dtype == torch.bfloat16
         and dropout == 0
         and (scale is None or scale > 0)
         and query.shape[3] % 16 == 0
         and query.shape[3] <= WIDEST
         and 1 < query.shape[1] <= key.shape[1]
         and query.numel() > 0
-        and not torch.compiler.is_compiling()
         and on_cpu(query, key, value)
     )
 

@@ -17,6 +17,7 @@ namespace {
 using namespace tile;
 
 constexpr long BLOCK = 64;  // queries and keys of a block: what is multiplied again and again fits the first cache
+constexpr long KEYS = 128;  // of a block forward: fewer times are the sums rescaled
 constexpr float LOWEST = -1e30f;
 constexpr float LOG2_E = 1.44269504f;
 
@@ -133,8 +134,8 @@ struct Forward {
     Buffer<bf16> query;
     Buffer<float> mixed, sums, most;
     Sight sight;
-    alignas(64) float scores[ROWS][BLOCK];
-    alignas(64) bf16 weights[ROWS][BLOCK];
+    alignas(64) float scores[ROWS][KEYS];
+    alignas(64) bf16 weights[ROWS][KEYS];
 };
 
 // Scores of 8 queries from position `row` on with 16 N keys from `column` on; `top` is the largest so far.
@@ -147,7 +148,7 @@ __attribute__((noinline)) void score(float* to, __m512* top, const bf16* query, 
 #pragma GCC unroll 2
         for (int n = 0; n < N; ++n) s[m][n] = _mm512_setzero_ps();
     multiply<N>(s, query, width, keys, width / 2);
-    store<N>(s, to, BLOCK);
+    store<N>(s, to, KEYS);
     if (whole) {
 #pragma GCC unroll 8
         for (int m = 0; m < ROWS; ++m)
@@ -157,7 +158,7 @@ __attribute__((noinline)) void score(float* to, __m512* top, const bf16* query, 
     }
     for (int m = 0; m < ROWS; ++m)
         for (int n = 0; n < N; ++n) {
-            float* at = to + m * BLOCK + LANES * n;
+            float* at = to + m * KEYS + LANES * n;
             const __mmask16 seen = visible<true>(sight, causal, row + m, column + LANES * n);
             const __m512 x = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), seen, at);
             _mm512_storeu_ps(at, x);
@@ -184,16 +185,16 @@ inline void weigh(bf16* weights, float* sums, const float* scores, const float* 
         __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(sums + m * LANES), _mm512_set1_ps(factor[m]));
         long i = 0;
         for (; i + PANEL <= count; i += PANEL) {
-            const float* at = scores + m * BLOCK + i;
+            const float* at = scores + m * KEYS + i;
             const __m512 a = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(at), by, top));
             const __m512 b = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(at + LANES), by, top));
             sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-            _mm512_storeu_si512(weights + m * BLOCK + i, both_to_bf16(a, b));
+            _mm512_storeu_si512(weights + m * KEYS + i, both_to_bf16(a, b));
         }
         if (i < count) {
-            const __m512 a = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + m * BLOCK + i), by, top));
+            const __m512 a = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + m * KEYS + i), by, top));
             sum = _mm512_add_ps(sum, a);
-            store_bf16(weights + m * BLOCK + i, a);
+            store_bf16(weights + m * KEYS + i, a);
         }
         _mm512_storeu_ps(sums + m * LANES, sum);
     }
@@ -209,7 +210,7 @@ struct ForwardTask {
     // Tile `i` of the block that begins at query `first` looks at the keys of the block at `start`.
     void look(long first, long i, long start) {
         const Span& span = work.sight.queries[first / ROWS + i];
-        const long from = std::max<long>(start, span.low & -PANEL), to = std::min<long>(start + BLOCK, span.high);
+        const long from = std::max<long>(start, span.low & -PANEL), to = std::min<long>(start + KEYS, span.high);
         if (from >= to) return;
         const long row = first + i * ROWS + n.keys - n.queries, width = n.width;
         const bf16* query = work.query.data() + i * ROWS * width;
@@ -225,7 +226,7 @@ struct ForwardTask {
         raise(most, factor, top, scale);
         weigh(work.weights[0], work.sums.data() + i * ROWS * LANES, work.scores[0], most, factor,
               round_up(to - from, LANES), scale);
-        add_product(work.mixed.data() + i * ROWS * width, width, width, work.weights[0], BLOCK,
+        add_product(work.mixed.data() + i * ROWS * width, width, width, work.weights[0], KEYS,
                     values + from / 2 * PANEL, padded / 2 * PANEL, (to - from + 1) / 2, factor);
     }
 
@@ -242,7 +243,7 @@ struct ForwardTask {
             low = std::min<long>(low, work.sight.queries[first / ROWS + i].low);
             high = std::max<long>(high, work.sight.queries[first / ROWS + i].high);
         }
-        for (long start = low & -BLOCK; start < high; start += BLOCK)
+        for (long start = low & -KEYS; start < high; start += KEYS)
             for (long i = 0; i < tiles; ++i) look(first, i, start);
         for (long t = 0; t < count; ++t) {
             const float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(work.sums.data() + t * LANES));
@@ -345,7 +346,7 @@ struct BackwardTask {
         for (long q = from & -LANES, step; q < to; q += step) {
             const bool two = q % PANEL == 0 && to - q > LANES;
             step = two ? PANEL : LANES;
-            const long column = q - first, panel = q / PANEL * (width / 2) * PANEL + q % PANEL;
+                const long column = q - first, panel = q / PANEL * (width / 2) * PANEL + q % PANEL;
             const Corner at = {work.key_rows.data() + i * ROWS * width, work.value_rows.data() + i * ROWS * width,
                                work.query.data() + panel, work.grad.data() + panel,
                                work.lse.data() + q, work.delta.data() + q,
@@ -412,6 +413,7 @@ struct BackwardTask {
         for (long t = 0; t < n.queries; ++t) {
             __m512 sum = _mm512_setzero_ps();
             const bf16 *g = grad + t * grad_stride, *o = out + t * n.heads * width;
+            for (long d = 0; d < width; d += PANEL) _mm_prefetch(o + AHEAD * n.heads * width + d, _MM_HINT_T0);
             for (long d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(load_bf16(g + d), load_bf16(o + d), sum);
             work.delta.data()[t] = _mm512_reduce_add_ps(sum);
         }
@@ -444,9 +446,12 @@ struct BackwardTask {
 
     void write_keys(bf16* to, const float* from, float factor) const {
         const __m512 by = _mm512_set1_ps(factor);
-        for (long s = 0; s < n.keys; ++s)
+        for (long s = 0; s < n.keys; ++s) {
+            for (long d = 0; d < n.width; d += PANEL)
+                _mm_prefetch(to + (s + AHEAD) * n.groups * n.width + d, _MM_HINT_ET0);
             for (long d = 0; d < n.width; d += LANES)
                 store_bf16(to + s * n.groups * n.width + d, _mm512_mul_ps(_mm512_loadu_ps(from + s * n.width + d), by));
+        }
     }
 };
 
@@ -468,11 +473,12 @@ extern "C" void attention_forward(const Sizes* sizes, const Strides* strides, fl
         pack_columns(keys, nullptr, strides[1].at(key, b, g), strides[1].position, n.keys, padded, width);
         pack_rows(values, strides[2].at(value, b, g), strides[2].position, n.keys, padded, width);
         ForwardTask run = {n, work, scale * LOG2_E, padded, keys, values};
-        for (long h = g * shared; h < (g + 1) * shared; ++h)
+        for (long h = g * shared; h < (g + 1) * shared; ++h) {
             for (long first = 0; first < n.queries; first += BLOCK)
                 run.block(strides[0].at(query, b, h), strides[0].position, first,
                           out + (b * n.queries * n.heads + h) * width,
                           lse ? lse + (b * n.heads + h) * n.queries : nullptr);
+        }
     }
 }
 

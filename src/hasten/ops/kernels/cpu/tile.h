@@ -103,14 +103,20 @@ static inline __attribute__((always_inline)) void transpose(__m512i (&x)[16]) {
     for (int i = 0; i < 16; ++i) x[i] = y[i];
 }
 
-// Up to 32 numbers of a row, zeros after them.
-inline __m512i load_part(const bf16* from, long count) {
-    return count >= PANEL ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(((__mmask32)1 << count) - 1, from);
-}
+constexpr long AHEAD = 16;  // rows fetched into the cache before they are read: heads lie far apart
+
+// The first `count` of 32 lanes.
+inline __mmask32 lanes(long count) { return count >= PANEL ? ~(__mmask32)0 : ((__mmask32)1 << count) - 1; }
 
 // Copy `rows` rows of `width` numbers next to each other, zeros in the rows up to `padded`.
 inline void copy_rows(bf16* to, const bf16* from, long stride, long rows, long padded, long width) {
-    for (long r = 0; r < rows; ++r) std::copy_n(from + r * stride, width, to + r * width);
+    for (long r = 0; r < rows; ++r) {
+        for (long d = 0; d < width; d += PANEL) {
+            _mm_prefetch(from + (r + AHEAD) * stride + d, _MM_HINT_T0);
+            const __mmask32 part = lanes(width - d);
+            _mm512_mask_storeu_epi16(to + r * width + d, part, _mm512_maskz_loadu_epi16(part, from + r * stride + d));
+        }
+    }
     std::fill_n(to + rows * width, (padded - rows) * width, 0);
 }
 
@@ -122,9 +128,11 @@ inline void pack_columns(pair* to, bf16* plain, const bf16* from, long stride, l
         for (long d = 0; d < width; d += PANEL) {
             __m512i x[16];
             const long count = std::min<long>(width - d, PANEL);
+            const __mmask32 part = lanes(count);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i)
-                x[i] = r + i < rows ? load_part(from + (r + i) * stride + d, count) : _mm512_setzero_si512();
+                x[i] = _mm512_maskz_loadu_epi16(r + i < rows ? part : 0, from + (r + i) * stride + d);
+            for (int i = 0; i < 16; ++i) _mm_prefetch(from + (r + AHEAD + i) * stride + d, _MM_HINT_T0);
             transpose(x);
             pair* panel = to + r / PANEL * (width / 2) * PANEL + d / 2 * PANEL + r % PANEL;
             bf16* block = plain ? plain + r / 64 * width * 64 + d * 64 + r % 64 : nullptr;
@@ -159,10 +167,12 @@ static inline __attribute__((always_inline)) void store_pairs(pair* to, __m512i 
 inline void pack_rows(pair* to, const bf16* from, long stride, long rows, long padded, long width) {
     for (long d = 0; d < width; d += PANEL, to += padded / 2 * PANEL)
         for (long r = 0; r < padded; r += 2) {
-            const long count = std::min<long>(width - d, PANEL);
-            const __m512i zero = _mm512_setzero_si512();
-            const __m512i upper = r < rows ? load_part(from + r * stride + d, count) : zero;
-            const __m512i lower = r + 1 < rows ? load_part(from + (r + 1) * stride + d, count) : zero;
+            const __mmask32 part = lanes(width - d);
+            const bf16* at = from + r * stride + d;
+            _mm_prefetch(at + AHEAD * stride, _MM_HINT_T0);
+            _mm_prefetch(at + (AHEAD + 1) * stride, _MM_HINT_T0);
+            const __m512i upper = _mm512_maskz_loadu_epi16(r < rows ? part : 0, at);
+            const __m512i lower = _mm512_maskz_loadu_epi16(r + 1 < rows ? part : 0, at + stride);
             store_pairs(to + r / 2 * PANEL, upper, lower);
         }
 }
