@@ -1,7 +1,6 @@
 """What the kernel says about processes: memory, and whose work the processors did."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -28,26 +27,32 @@ def busy_seconds() -> float:
     return sum(int(fields[i]) for i in BUSY) / TICK
 
 
-def session_fields(session: int) -> Iterator[tuple[int, list[str]]]:
-    """Process id, and the fields of /proc/PID/stat from the state on, of each process of a session."""
+def family(root: int) -> dict[int, list[str]]:
+    """A process and its descendants: /proc/PID/stat of each, the fields from the state on.
+
+    Not a session: workers that compile have one of their own.
+    """
+    every, found = {}, [root]
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:  # it has just ended
             continue
-        if int(fields[3]) == session:
-            yield int(path.parent.name), fields
+        every[int(path.parent.name)] = text.rpartition(")")[2].split()
+    for parent in found:
+        found += [process for process, fields in every.items() if int(fields[1]) == parent]
+    return {process: every[process] for process in found if process in every}
 
 
-def session_seconds(session: int) -> float:
-    """Processor seconds of all processes of a session, and of those that they waited for."""
-    return sum(sum(map(int, fields[11:15])) for _, fields in session_fields(session)) / TICK
+def family_seconds(root: int) -> float:
+    """Processor seconds of a process and its descendants, those that have ended included."""
+    return sum(sum(map(int, fields[11:15])) for fields in family(root).values()) / TICK
 
 
-def session_peak_bytes(session: int) -> int:
-    """The largest sizes of all processes of a session, added up: never less than they held at once."""
+def family_peak_bytes(root: int) -> int:
+    """The largest sizes of a process and its descendants, added up: never less than they held at once."""
     total = 0
-    for process, _ in session_fields(session):
+    for process in family(root):
         try:
             total += memory(process).get("VmHWM", 0)
         except OSError:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peers.machine import busy_seconds, memory, session_peak_bytes, session_seconds
+from peers.machine import busy_seconds, family, family_peak_bytes, family_seconds, memory
 
 BENCH = Path(__file__).parents[1]
 PATIENCE = 900.0
@@ -56,7 +56,6 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,
                 bufsize=0,
             )
         self.unread, self.idle_wall, self.idle_seconds = b"", 0.0, 0.0
@@ -91,7 +90,7 @@ class Worker:
     def turn(self, steps: int = 1) -> dict[str, Any]:
         """`steps` steps: the answer, and the cores that everybody else used meanwhile."""
         assert self.process.stdin is not None
-        began, busy, own = time.perf_counter(), busy_seconds(), session_seconds(self.process.pid)
+        began, busy, own = time.perf_counter(), busy_seconds(), family_seconds(self.process.pid)
         if self.ended:
             self.idle_wall += began - self.ended
             self.idle_seconds += own - self.used
@@ -100,7 +99,7 @@ class Worker:
         except BrokenPipeError:
             raise WorkerError(self.last_words()) from None
         said = self.answer()
-        self.ended, self.used = time.perf_counter(), session_seconds(self.process.pid)
+        self.ended, self.used = time.perf_counter(), family_seconds(self.process.pid)
         seconds, others = self.ended - began, busy_seconds() - busy - (self.used - own)
         if said["updates"] != steps:
             raise WorkerError(f"{said['updates']} updates in a turn of {steps} steps")
@@ -110,16 +109,18 @@ class Worker:
         """The most memory that the process ever held, alone and with its children; cores while idle."""
         return {
             "peak_bytes": memory(self.process.pid)["VmHWM"],
-            "tree_peak_bytes": session_peak_bytes(self.process.pid),
+            "tree_peak_bytes": family_peak_bytes(self.process.pid),
             "idle_cores": self.idle_seconds / self.idle_wall if self.idle_wall else 0.0,
         }
 
     def stop(self) -> None:
         """End it and everything that it started."""
         assert self.process.stdin is not None
+        everybody = family(self.process.pid)
         self.process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for process in everybody:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self.process.wait()
