@@ -39,6 +39,7 @@ check: $(READY)  ## format, lint, types
 bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to bench/results/
 	$(BIN)/python bench/compare.py --shape S --peers-allocator --minutes 20 --save bench/results/compare-s.json
 	$(BIN)/python bench/compare.py --shape M --save bench/results/compare-m.json
+	$(BIN)/python bench/time_to_loss.py --save bench/results/time-to-loss.json
 	$(BIN)/python bench/kill.py --save bench/results/kill.json
 	$(BIN)/python bench/checkpoint.py --save bench/results/checkpoint.json
 	$(BIN)/python bench/generate.py --save bench/results/generate.json
