@@ -1,7 +1,7 @@
 """Cross-entropy as an objective: what it counts, what it sums, and that cutting a batch changes nothing."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -105,6 +105,24 @@ def test_regularisers_change_the_training_loss_and_not_the_measured_one(
     hidden = model(batch.tokens)
     assert regular.loss(model.train(), hidden, batch) > plain.loss(model, hidden, batch)
     assert torch.equal(regular.loss(model.eval(), hidden, batch), plain.loss(model, hidden, batch))
+
+
+def test_the_peak_of_memory_does_not_grow_with_tokens_times_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forward and backward of the loss in chunks chosen by itself: eight times the tokens, no more logits."""
+    monkeypatch.setitem(WHOLE_BYTES, "cpu", 2**20)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 2**19)
+    model, peaks = tiny(vocab_size=2048), []
+    for tokens in (256, 2048):
+        targets = torch.randint(2048, (1, tokens))
+        hidden = torch.randn(1, tokens, 16, requires_grad=True)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            CrossEntropy().loss(model, hidden, Batch(targets, targets)).backward()
+        events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+        peaks.append(max(accumulate(event.nbytes() for event in events if event.name() == "[memory]")))
+    assert peaks[0] > 2**19  # or nothing was counted
+    assert peaks[1] - peaks[0] < 2**20  # all logits would take 2**24
 
 
 def test_logits_are_chunked_by_themselves_only_where_they_would_be_large() -> None:

@@ -61,6 +61,16 @@ def test_logits_far_apart_neither_overflow_nor_vanish(size):
     torch.testing.assert_close(slope, torch.tensor([[0.0], [2 * size]]))
 
 
+def test_the_soft_cap_is_exact_for_every_size_of_logit():
+    """The gradient of -log softmax((c, 0))[0] with c = tanh(x), row by row: (1 - c^2) / (1 + e^c)."""
+    x = torch.cat([torch.linspace(-12, 12, 20_001), torch.logspace(-20, 2, 500)])[:, None]
+    weight, targets = torch.tensor([[1.0], [0.0]]), torch.zeros(len(x), dtype=torch.long)
+    slope = results(lambda x: linear_cross_entropy(x, weight, targets, soft_cap=1.0), [x])[1]
+    capped = x.double().tanh()
+    error = slope.double() + (1 - capped**2) / (1 + capped.exp())
+    assert error.abs().max() < 3e-7
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("terms", [Terms(), Terms(soft_cap=10.0, z_loss=1e-3)])
 @pytest.mark.parametrize("column", [1, 36])  # within a whole vector, and in the rest
