@@ -10,7 +10,7 @@ result file is written after each training, and a second call goes on from it.  
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from training import Results, demo_text, train
-from welch import p_value
+from welch import p_value, paired_p_value
 
 from hasten.core.runtime import environment
 from hasten.ops import orthogonalize
 
 MODEL = {"preset": "hasten-tiny", "dim": 128, "num_heads": 2}
-BATCH_TOKENS, TOKENS = 1024, 122_880
+BATCH_TOKENS = 1024
 DEFAULT = "default"
 DEFAULT_SEEDS = 4
 """Every arm is compared with the default: its mean is worth knowing best."""
@@ -85,6 +85,7 @@ ARMS = {
     "warmup_steps 0": Arm(schedule={"warmup_steps": 0}),
     "warmup_steps 5": Arm(schedule={"warmup_steps": 5}),
     "warmup_steps 50": Arm(schedule={"warmup_steps": 50}),
+    "momentum 0.8": Arm(optimizer={"momentum": 0.8}),
     "momentum 0.85": Arm(optimizer={"momentum": 0.85}),
     "momentum 0.9": Arm(optimizer={"momentum": 0.9}),
     "Muon weight_decay 0.1": Arm(optimizer={"weight_decay": 0.1}),
@@ -119,12 +120,12 @@ def fewer_quintics(count: int | None) -> Iterator[None]:
         orthogonalize.COEFFICIENTS = kept
 
 
-def train_arm(prepared: Any, arm: Arm, seed: int) -> dict[str, Any]:
-    """One training of one arm."""
+def train_arm(prepared: Any, arm: Arm, seed: int, tokens: int) -> dict[str, Any]:
+    """One training of one arm on so many tokens."""
     batch_tokens = arm.training.get("batch_tokens", BATCH_TOKENS)
     optimizer = {"kind": "muon", "base": None, **arm.optimizer}
     schedule = arm.schedule if "kind" in arm.schedule else {"kind": "wsd", **arm.schedule}
-    training = {"batch_tokens": batch_tokens, "steps": TOKENS // batch_tokens, "seed": seed, **arm.training}
+    training = {"batch_tokens": batch_tokens, "steps": tokens // batch_tokens, "seed": seed, **arm.training}
     sections = {**training, "optimizer": optimizer, "schedule": schedule}
     with fewer_quintics(arm.quintics):
         return train(
@@ -138,33 +139,49 @@ def train_arm(prepared: Any, arm: Arm, seed: int) -> dict[str, Any]:
 
 
 def compare(results: Results, names: Sequence[str]) -> dict[str, Any]:
-    """Effect of each arm on the default's loss, in nats, with its p-value; a positive one is a loss."""
+    """Effect of each arm on the default's loss, in nats; a positive one is a loss.
+
+    The effect is over the seeds that both have: equal seeds have equal data in equal order and, but where the
+    arm is about them, equal first weights.  `p` is Welch's, of all seeds as two samples; `p_paired` that of
+    the differences seed by seed.
+    """
     base = losses(results, DEFAULT)
     table = {}
     for name in names:
         own = losses(results, name)
         table[name] = {
-            "validation_loss": round(fmean(own), 4),
-            "effect": round(fmean(own) - fmean(base), 4),
-            "spread": round(stdev(own), 4) if len(own) > 1 else None,
+            "validation_loss": round(fmean(own.values()), 4),
+            "effect": round(fmean(own[seed] - base[seed] for seed in own if seed in base), 4),
+            "spread": round(stdev(own.values()), 4) if len(own) > 1 else None,
             "seeds": len(own),
-            "p": float(f"{p_value(own, base):.2g}")
-            if min(len(own), len(base)) > 1 and name != DEFAULT
-            else None,
-            "parameters": results.runs[f"{name} / 0"]["parameters"],
+            **({} if name == DEFAULT else significance(own, base)),
+            "parameters": results.runs[f"{name} / {min(own)}"]["parameters"],
         }
     return table
 
 
-def significance(own: Sequence[float], base: Sequence[float]) -> float | None:
-    """The p-value to two digits, None where there are too few seeds for one."""
-    return float(f"{p_value(own, base):.2g}") if min(len(own), len(base)) > 1 else None
+def significance(own: Mapping[int, float], base: Mapping[int, float]) -> dict[str, float | None]:
+    """The p-values to two digits, None where there are too few seeds for one."""
+    both = sorted(own.keys() & base.keys())
+    differences = [own[seed] - base[seed] for seed in both]
+    welch = p_value([*own.values()], [*base.values()]) if min(len(own), len(base)) > 1 else None
+    paired = paired_p_value(differences) if len(both) > 1 else None
+    return {"p": two_digits(welch), "p_paired": two_digits(paired)}
 
 
-def losses(results: Results, name: str) -> list[float]:
-    """The losses of an arm's seeds."""
-    found = [run for key, run in results.runs.items() if key.rsplit(" / ", 1)[0] == name]
-    return [run["validation_loss"] for run in found]
+def two_digits(p: float | None) -> float | None:
+    """0.012345 as 0.012."""
+    return None if p is None else float(f"{p:.2g}")
+
+
+def losses(results: Results, name: str) -> dict[int, float]:
+    """The losses of an arm by seed."""
+    found = {}
+    for key, run in results.runs.items():
+        arm, _, seed = key.rpartition(" / ")
+        if arm == name:
+            found[int(seed)] = run["validation_loss"]
+    return found
 
 
 def main() -> None:
@@ -174,6 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", metavar="ARM", help="these arms; the default is always there")
+    parser.add_argument("--tokens", type=int, default=122_880, help="of each training; a --runs for each")
     parser.add_argument("--threads", type=int, help="losses do not depend on it")
     parser.add_argument("--cache", type=Path, default=Path("runs/data"), help="where the prepared text is")
     parser.add_argument(
@@ -187,8 +205,10 @@ def main() -> None:
     names = [DEFAULT, *(name for name in arguments.only or ARMS if name != DEFAULT)]
     for name in names:
         for seed in range(DEFAULT_SEEDS if name == DEFAULT else arguments.seeds):
-            results.get(f"{name} / {seed}", lambda n=name, s=seed: train_arm(prepared, ARMS[n], s))
-    setting = {"model": MODEL, "batch_tokens": BATCH_TOKENS, "tokens": TOKENS}
+            results.get(
+                f"{name} / {seed}", lambda n=name, s=seed: train_arm(prepared, ARMS[n], s, arguments.tokens)
+            )
+    setting = {"model": MODEL, "batch_tokens": BATCH_TOKENS, "tokens": arguments.tokens}
     result = {
         "environment": environment(),
         "setting": setting,

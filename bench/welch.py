@@ -1,4 +1,4 @@
-"""Welch's test of two means with unequal variances (Welch 1947), with nothing but the standard library."""
+"""Tests of means, Welch's (1947) and the paired one, with nothing but the standard library."""
 
 from collections.abc import Sequence
 from math import exp, inf, isclose, lgamma, log, log1p, pi
@@ -57,3 +57,11 @@ def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Two-sided p of equal means."""
     _, t, freedom = welch(ours, theirs)
     return two_sided(t, freedom)
+
+
+def paired_p_value(differences: Sequence[float]) -> float:
+    """Two-sided p of differences around zero (Student's paired test)."""
+    spread = variance(differences)
+    if spread == 0:
+        return 0.0 if fmean(differences) else 1.0
+    return two_sided(fmean(differences) / (spread / len(differences)) ** 0.5, len(differences) - 1)

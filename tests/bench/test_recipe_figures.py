@@ -6,7 +6,7 @@ import pytest
 from time_to_loss import BASELINE, OURS, judge, shape_of
 from training import ramp_up
 from transfer import vertex
-from welch import one_sided_below, p_value, two_sided, welch
+from welch import one_sided_below, p_value, paired_p_value, two_sided, welch
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ def test_welch_agrees_with_scipy() -> None:
     assert difference == pytest.approx(-0.2625)
     assert (t, freedom) == (pytest.approx(reference.statistic), pytest.approx(reference.df))
     assert p_value(ours, theirs) == pytest.approx(reference.pvalue, rel=1e-6)
+    differences = [a - b for a, b in zip(ours, theirs, strict=False)]
+    assert paired_p_value(differences) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-6)
 
 
 def test_equal_samples_give_no_evidence() -> None:
