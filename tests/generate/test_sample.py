@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hasten.generate.config import GenerateConfig
 from hasten.generate.sample import (
+    drawn,
     draws,
     filtered,
     keep_min_p,
@@ -17,6 +19,7 @@ from hasten.generate.sample import (
     penalize_repetition,
     pick,
 )
+from hasten.ops.kernels.library import library
 
 
 def some_logits(rows: int = 6, vocabulary: int = 40, seed: int = 0) -> Tensor:
@@ -172,3 +175,51 @@ def test_draws_are_spread_evenly():
     ordered = draws(5, "story", 10_000).sort().values
     gap = (ordered - (torch.arange(10_000) + 0.5) / 10_000).abs().max()
     assert gap < 1.95 / 100
+
+
+class TestKernel:
+    """The C++ against the filters and the inverse as they are written in PyTorch."""
+
+    pytestmark = pytest.mark.skipif(library() is None, reason="the kernels cannot be compiled or run here")
+
+    @pytest.mark.parametrize("vocabulary", [1, 2, 17, 257, 8192, 32_003])
+    @pytest.mark.parametrize(
+        "choice",
+        [
+            {"top_p": None},
+            {},
+            {"top_p": 0.3, "temperature": 1.7},
+            {"top_k": 40},
+            {"top_k": 7, "top_p": 0.5, "min_p": 0.02},
+            {"min_p": 0.1, "top_p": None, "temperature": 0.3},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 20.0])
+    def test_it_chooses_what_the_filters_and_the_draw_choose(self, vocabulary, choice, scale):
+        generator = torch.Generator().manual_seed(vocabulary)
+        logits = torch.randn(8, vocabulary + 5, generator=generator)[:, :vocabulary] * scale
+        draw = torch.rand(8, dtype=torch.float64, generator=generator)
+        c = GenerateConfig(**choice)
+        expected = filtered(logits, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p)
+        mass = expected.double().softmax(-1).cumsum(-1)
+        tokens = drawn(logits, draw, c)
+        # Where it differs from the definition, rounding at a border has moved a token's mass past the draw.
+        for row, token in enumerate(tokens.tolist()):
+            below = mass[row, token - 1] if token else 0.0
+            assert below - 2e-4 <= draw[row] <= mass[row, token] + 2e-4
+            least = expected[row][expected[row].isfinite()].min() * c.temperature
+            assert logits[row, token] >= least - 1e-4 * scale
+
+    def test_a_row_is_chosen_alike_alone_and_in_a_batch(self):
+        logits, draw = torch.randn(9, 1000) * 3, torch.rand(9, dtype=torch.float64)
+        config = GenerateConfig(top_k=100)
+        together = drawn(logits, draw, config).tolist()
+        assert together == [int(drawn(logits[i : i + 1], draw[i : i + 1], config)) for i in range(9)]
+
+    @pytest.mark.parametrize("choice", [{}, {"top_k": 5}, {"top_p": 1e-9}, {"min_p": 1.0}], ids=str)
+    def test_what_was_ruled_out_is_never_chosen(self, choice):
+        logits = torch.full((64, 300), -torch.inf)
+        logits[:, [3, 150, 299]] = 1.0
+        draw = torch.linspace(0, 1 - 2**-53, 64, dtype=torch.float64)
+        assert set(drawn(logits, draw, GenerateConfig(**choice)).tolist()) == {3, 150, 299}

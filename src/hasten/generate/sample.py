@@ -7,11 +7,13 @@ top-k, top-p, min-p, which is also the order of `transformers`.
 
 import hashlib
 from collections.abc import Sequence
+from ctypes import Structure, byref, c_float, c_int64
 
 import torch
 from torch import Tensor
 
 from hasten.generate.config import GenerateConfig
+from hasten.ops.kernels.library import address, library, on_cpu
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -76,6 +78,33 @@ def pick(logits: Tensor, draw: Tensor) -> Tensor:
     return torch.searchsorted(mass, draw[:, None] * mass[:, -1:], right=True).squeeze(-1)
 
 
+class Filters(Structure):
+    """The structure of that name in `ops/kernels/cpu/sample.cpp`."""
+
+    _fields_ = [("temperature", c_float), ("top_p", c_float), ("min_p", c_float), ("top_k", c_int64)]
+
+
+def drawn(logits: Tensor, draw: Tensor, config: GenerateConfig) -> Tensor:
+    """One token a row from what the filters of `config` leave: logits [B, V], draw [B] -> [B].
+
+    On a CPU the kernel does it without sorting; there all tokens stay that tie with the last of top-p.
+    """
+    c = config
+    if on_cpu(logits, draw) and logits.dtype == torch.float32 and logits.stride(-1) == 1:
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        filters = Filters(c.temperature, 1.0 if c.top_p is None else c.top_p, c.min_p or 0.0, c.top_k or 0)
+        kernels, (rows, vocabulary), draw = library(), logits.shape, draw.contiguous()
+        assert kernels is not None
+        kernels.sample_tokens(
+            address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary), address(draw),
+            byref(filters), address(tokens),
+        )  # fmt: skip
+        return tokens
+    return pick(
+        filtered(logits, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p), draw
+    )
+
+
 def draws(seed: int, prompt: str, count: int) -> Tensor:
     """The `count` uniform numbers (float64, CPU) that decide a completion of `prompt`.
 
@@ -131,17 +160,14 @@ class Sampler:
             logits = logits.masked_fill(self.barred, float("-inf"))
         if self.seen is not None:
             logits = penalize_repetition(logits, self.seen, self.config.repetition_penalty)
-        tokens = logits.argmax(dim=-1) if self.draws is None else self.draw(logits, self.draws[self.step])
+        if self.draws is None:
+            tokens = logits.argmax(dim=-1)
+        else:
+            tokens = drawn(logits, self.draws[self.step], self.config)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         self.step += 1
         return tokens
-
-    def draw(self, logits: Tensor, draw: Tensor) -> Tensor:
-        """One token a row from what the filters leave: logits [B, V], draw [B] -> [B]."""
-        c = self.config
-        left = filtered(logits, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p)
-        return pick(left, draw)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows alone."""
