@@ -90,6 +90,21 @@ def test_an_arm_that_fails_is_left_out_and_the_full_set_is_not(small: Recipe, tm
         plan.trial(plan.arms[0], "pace", 1, 0, bad)
 
 
+def test_what_is_not_in_the_full_set_is_given_up_at_the_end_of_the_time(
+    small: Recipe, tmp_path: Path
+) -> None:
+    """A compiler may take longer than everything else together: it neither starts late nor ends late."""
+    plan = rounds(small, ("prefetch", "compile"), minutes=0.001)
+    plan.folder, plan.progress = tmp_path, bench_module.Progress("bench")
+    (extra,) = plan.extra
+    plan.deadline = time.monotonic() + 0.3
+    assert plan.trial(extra, "pace", 0, 0, ["train.steps=1000000", "train.minutes=null"]) is None
+    assert plan.late.keys() == {"compile"} and not plan.failed
+    plan.late.clear()
+    plan.measure(extra, "pace", 0)
+    assert plan.late.keys() == {"compile"} and not plan.trials
+
+
 def test_the_time_is_shared_out(small: Recipe) -> None:
     plan = rounds(small, ("bf16", "prefetch", "muon"), minutes=10)
     assert [arm.name for arm in plan.pacing] == ["full", "without bf16", "without prefetch", "plain"]

@@ -29,6 +29,7 @@ from hasten.ledger.machine import BUSY_CORES, busy_seconds, measure_machine
 from hasten.ledger.page import write_page
 from hasten.ledger.table import show
 from hasten.ledger.techniques import Words, choose
+from hasten.ledger.words import words
 from hasten.ops.kernels.library import library
 from hasten.recipe import Recipe
 
@@ -92,7 +93,7 @@ def make_ledger(
         "machine": machine,
         "recipe": recipe.model_dump(mode="json"),
         "arms": [asdict(arm) for arm in rounds.arms],
-        "missing": absent,
+        "missing": absent | rounds.late,
         "failed": rounds.failed,
         "rows": make_rows(rounds.arms, trials),
         "trials": trials,
@@ -111,6 +112,7 @@ class Rounds:
         self.began, self.total = time.monotonic(), max(deadline - time.monotonic(), 1.0)
         self.trials: list[Trial] = []
         self.failed: dict[str, str] = {}
+        self.late: dict[str, Words] = {}
         self.step_seconds: dict[str, float] = {}
         self.start_seconds: dict[str, float] = defaultdict(float)  # of a process before its first step
         learners = [arm for arm in self.arms if arm.learns and arm.kind != "stair"]
@@ -119,6 +121,8 @@ class Rounds:
         )
         # A learning trial tells an arm's pace as well; the full set and the plain one have both.
         self.pacing = [arm for arm in self.arms if arm.kind == "plain" or arm not in learners]
+        # What is not in the full set comes last and ends with the time: a compiler may take all of it.
+        self.extra = [arm for arm in self.pacing if arm.kind == "with"]
         share = LEARNING_SHARE * self.total if self.learning else 0.0
         self.pace_seconds = (self.total - share) / (len(self.pacing) * recipe.bench.repeats)
         fitting = int(share / (LEARNING_SECONDS * max(len(self.learning), 1)))
@@ -129,11 +133,13 @@ class Rounds:
         """Everything once, and again as long as there is time for it."""
         with ended_like_interrupted(), Progress("bench", self.total, "s") as self.progress:
             for number in range(self.recipe.bench.repeats):
-                for arm in self.in_turn(self.pacing, number):
+                for arm in self.in_turn([arm for arm in self.pacing if arm not in self.extra], number):
                     self.measure(arm, "pace", number)
                 if number < self.learning_rounds:
                     for arm in self.in_turn(self.learning, number):
                         self.measure(arm, "learning", number)
+                for arm in self.extra:
+                    self.measure(arm, "pace", number)
 
     def in_turn(self, arms: Sequence[Arm], number: int) -> list[Arm]:
         """The arms of a round in its direction."""
@@ -143,6 +149,9 @@ class Rounds:
         """One trial, unless there is no time for another of its kind or the arm does not work here."""
         overrides, expected = self.plan(arm, purpose)
         if arm.name in self.failed or (number and time.monotonic() + expected > self.deadline):
+            return
+        if self.is_late(arm):
+            self.give_up(arm)
             return
         seed = self.recipe.train.seed + number
         trial = self.trial(arm, purpose, number, seed, [*overrides, f"train.seed={seed}"])
@@ -194,7 +203,10 @@ class Rounds:
         code = self.process(arm, folder)
         seconds, own, after = time.monotonic() - began, own_cpu_seconds() - cpu, busy_seconds()
         if code != 0:
-            self.fail(arm, folder / "log.txt")
+            if self.is_late(arm):
+                self.give_up(arm)
+            else:
+                self.fail(arm, folder / "log.txt")
             return None
         others = None if before is None or after is None else max(after - before - own, 0.0) / seconds
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -208,7 +220,7 @@ class Rounds:
                 command, env=arm.environment(os.environ), stdout=log, stderr=subprocess.STDOUT
             )
             try:
-                while child.poll() is None:
+                while child.poll() is None and not self.is_late(arm):
                     time.sleep(0.1)
                     done = time.monotonic() - self.began
                     self.progress.update(done, trial=f"{len(self.trials) + 1} {arm.name}")
@@ -216,6 +228,15 @@ class Rounds:
                 child.kill()  # whoever stops the bench stops the trial
                 child.wait()
         return child.returncode
+
+    def is_late(self, arm: Arm) -> bool:
+        """Whether it is one of those that have to end with the time, and that is up."""
+        return arm in self.extra and time.monotonic() > self.deadline
+
+    def give_up(self, arm: Arm) -> None:
+        """Note that there was no time for an arm, if it was never measured."""
+        if arm.technique is not None and all(trial.arm != arm.name for trial in self.trials):
+            self.late[arm.technique] = words("late")
 
     def fail(self, arm: Arm, log: Path) -> None:
         """Note that an arm does not work here, and why; without the full set there is no ledger."""

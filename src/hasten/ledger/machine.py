@@ -12,7 +12,7 @@ from hasten.core.runtime import has_fast_bf16
 from hasten.train.memory import device_memory
 from hasten.train.metrics import measure_peak
 
-MEGABYTES = 256
+MEGABYTES = 128
 """Of memory to copy and to read: far more than caches hold."""
 INT8_SIZE = 1024
 BUSY_CORES = 0.15

@@ -56,6 +56,10 @@ WORDS: dict[str, Words] = {
     "absent": ("Not to be had here", "本机不可用"),
     "failed": ("Failed here", "运行失败"),
     "none_absent": ("Every technique could be measured.", "所有技术均已测量。"),
+    "late": (
+        "did not come to its end in the time; give more bench.minutes",
+        "时间内未完成；请增大 bench.minutes",
+    ),
     # machine
     "machine": ("The machine", "机器"),
     "copy": ("memory, copy", "内存复制"),
