@@ -83,8 +83,9 @@ class NativeDecoder:
 
     def __init__(self, model: Decoder, half: bool = False) -> None:
         """Raises nothing: where float16 cannot hold the weights, they stay as they are."""
-        self.kernels = library()
-        assert self.kernels is not None
+        kernels = library()
+        assert kernels is not None
+        self.decode_step = kernels.decode_step
         self.held: list[Tensor] = []  # what the structures point to
         stored = model.embedding.weight.dtype
         matrices = matrices_of(model)
@@ -146,7 +147,7 @@ class NativeDecoder:
     def step(self, cache: Cache, tokens: Tensor, logits: Tensor) -> None:
         """Read one more token of every row: tokens [B] -> logits [B, V], float32, written in place."""
         threads = torch.get_num_threads() if self.num_bytes >= THREADED_BYTES else 1
-        self.kernels.decode_step(
+        self.decode_step(
             byref(self.model), byref(cache), c_void_p(tokens.data_ptr()), c_void_p(logits.data_ptr()),
             c_int64(threads),
         )  # fmt: skip
@@ -159,7 +160,9 @@ def pointer_to(tensor: Tensor | None) -> int | None:
 
 def matrices_of(model: Decoder) -> dict[nn.Module, Tensor]:
     """The weight of every linear layer, the head among them even where it is the embedding."""
-    found = {module: module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)}
+    found: dict[nn.Module, Tensor] = {
+        module: module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)
+    }
     return found if model.head is not None else {**found, model.embedding: model.embedding.weight.detach()}
 
 
