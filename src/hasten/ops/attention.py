@@ -91,7 +91,8 @@ def blocks_win(query: Tensor, key: Tensor, segments: Tensor | None) -> bool:
         bfloat16, T 2048  162 / 131; 197 (324 / 132; 192)
         float32,  T  512   76 / 63; 80   (81 / 63; 78)
 
-    Blocks keep their weights for the backward pass, which is quadratic in T: hence the bound.
+    In eager mode that matters where `kernel_attends` says no, which would beat both.  Blocks keep their
+    weights for the backward pass, which is quadratic in T: hence the bound.
     """
     tokens = query.shape[1]
     if query.device.type != "cpu" or not 1 < tokens == key.shape[1] <= LONGEST_IN_BLOCKS:

@@ -183,3 +183,11 @@ def test_attend_takes_the_kernel_where_it_can_and_only_there(monkeypatch):
     monkeypatch.setattr(attention, "kernel_attention", lambda *heads, **_: taken.append(heads))
     attend(query, key, value, causal=False)
     assert len(taken) == 1
+
+
+def test_a_compiled_graph_holds_plain_operations():
+    query, key, value = make_heads((40, 40, 2, 1, 32))
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(query, key, value, causal=True), attend(query, key, value, causal=True), rtol=2e-2, atol=2e-2
+    )

@@ -17,7 +17,23 @@ WIDEST = 256
 
 
 def kernel_attends(query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float) -> bool:
-    """Whether `kernel_attention` can take these heads."""
+    """Whether `kernel_attention` can take these heads: then it is the fastest way, as measured.
+
+    Forward and backward, one thread of a Zen 4, eager, interleaved, 6 heads of 64, 2,048 tokens, least CPU
+    time in ms, causal (and the same in documents of 200 tokens); the rate counts the pairs of the triangle,
+    where a matrix product reaches 219 GFLOP/s:
+
+                  kernel        blocks        fused       GFLOP/s
+        T  128     8.0           26            44            88
+        T  256    12   (9.5)     39  (29)      49  (49)     118
+        T  512    19  (11)       61  (56)      84  (88)     146
+        T 1024    34  (11)      120 (108)     101 (156)     164
+        T 2048    66  (12)      228 (219)     177 (325)     172
+
+    Other shapes against the better of the others: K 16, T 256: 6.5 times as fast; K 128 and K 256, T 512: 2.5
+    and 2.0; 8 heads on 2 keys, T 512: 3.6; not causal, T 256: 2.6; 64 new positions after 960, no gradients:
+    3.0; 2 positions after 1,022: 2.4; and rows of 2 to 4 tokens with gradients: the same.
+    """
     return (
         not torch.compiler.is_compiling()
         and query.dtype == key.dtype == value.dtype == torch.bfloat16

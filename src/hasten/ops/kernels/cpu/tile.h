@@ -1,7 +1,7 @@
 // Products of bfloat16 matrices held in registers, and the layouts they read.
 //
-// C[8 x 16 N] (+)= A[8 x 2 P] B[2 P x 16 N], accumulated in float32.  A lies in rows.  B lies in panels of 32 columns:
-// [columns / 32][P][32] pairs, a pair being the numbers of two neighbouring rows of B in one column.
+// C[8 x 16 N] (+)= A[8 x 2 P] B[2 P x 16 N], accumulated in float32.  A lies in rows.  B lies in panels of 32
+// columns, [columns / 32][P][32] pairs, a pair being the numbers of two neighbouring rows of B in one column.
 #pragma once
 
 #include <immintrin.h>
@@ -91,7 +91,8 @@ static inline __attribute__((always_inline)) void transpose(__m512i (&x)[16]) {
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-        const __m512i even = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x88), odd = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xdd);
+        const __m512i even = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x88);
+        const __m512i odd = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xdd);
         const __m512i even2 = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0x88);
         const __m512i odd2 = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0xdd);
         y[j] = _mm512_shuffle_i32x4(even, even2, 0x88);
@@ -122,7 +123,7 @@ inline void copy_rows(bf16* to, const bf16* from, long stride, long rows, long p
 
 // B = from^T, whose columns are the rows of `from`: panels [padded / 32][width / 2][32].
 //
-// With `plain`, also its rows as an A: blocks of 64 columns, [padded / 64][width][64].
+// With `plain`, also its rows as an A: blocks of 64 columns, [padded / 64][width][64].  Either may be null.
 inline void pack_columns(pair* to, bf16* plain, const bf16* from, long stride, long rows, long padded, long width) {
     for (long r = 0; r < padded; r += LANES)
         for (long d = 0; d < width; d += PANEL) {
@@ -132,7 +133,8 @@ inline void pack_columns(pair* to, bf16* plain, const bf16* from, long stride, l
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i)
                 x[i] = _mm512_maskz_loadu_epi16(r + i < rows ? part : 0, from + (r + i) * stride + d);
-            for (int i = 0; i < 16; ++i) _mm_prefetch(from + (r + AHEAD + i) * stride + d, _MM_HINT_T0);
+            for (int i = 0; i < 16; ++i)
+                _mm_prefetch(from + (r + AHEAD + i) * stride + d, _MM_HINT_T0);
             transpose(x);
             pair* panel = to + r / PANEL * (width / 2) * PANEL + d / 2 * PANEL + r % PANEL;
             bf16* block = plain ? plain + r / 64 * width * 64 + d * 64 + r % 64 : nullptr;
