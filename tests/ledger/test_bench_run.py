@@ -14,8 +14,8 @@ from hasten.core.errors import HastenError
 from hasten.ledger import bench as bench_module
 from hasten.ledger import machine
 from hasten.ledger.arms import Arm, make_arms
-from hasten.ledger.bench import LEAST_STEPS, Rounds, Trial, bench
-from hasten.ledger.figures import WARM_STEPS
+from hasten.ledger.bench import FIRST_LINES, LEAST_LINES, Rounds, Trial, bench
+from hasten.ledger.figures import WARM_LINES
 from hasten.recipe import Recipe, read
 
 CPU = torch.device("cpu")
@@ -128,11 +128,25 @@ def test_later_trials_are_as_long_as_their_share_allows(small: Recipe) -> None:
     plan.learn_from(trial("full", 128.0, 8, seconds=9.0))
     overrides, expected = plan.plan(plan.arms[0], "pace")
     steps = int((plan.pace_seconds - 5.0) / 0.5)
-    assert f"train.steps={WARM_STEPS + steps}" in overrides
+    assert f"train.steps={WARM_LINES + steps}" in overrides
     assert expected == pytest.approx(plan.pace_seconds, abs=1.6)
     plan.learn_from(trial("plain", 1.0, 8, seconds=1000.0))
     overrides, _ = plan.plan(plan.arms[-1], "pace")
-    assert f"train.steps={WARM_STEPS + LEAST_STEPS}" in overrides, "however slow, some steps are measured"
+    assert f"train.steps={WARM_LINES + LEAST_LINES}" in overrides, "however slow, some steps are measured"
+
+
+def test_on_a_gpu_steps_go_from_line_to_line(small: Recipe) -> None:
+    """Five steps a line: the device is not waited for at each.  A step of 0.1 s after a start of 2 s."""
+    plan = rounds(small, ("bf16", "muon"), minutes=3)
+    plan.log_every = 5
+    (first,) = (word for word in plan.plan(plan.arms[0], "pace")[0] if word.startswith("train.steps="))
+    assert int(first.partition("=")[2]) == 5 * (WARM_LINES + FIRST_LINES)
+    paces = [[5 * line, 640.0] for line in range(1, 9)]
+    plan.learn_from(Trial("full", "pace", 0, 0, 6.0, 0.0, {"paces": paces}))
+    assert plan.step_seconds["full"] == pytest.approx(0.1)
+    assert plan.start_seconds["full"] == pytest.approx(2.0)
+    words = dict(word.split("=") for word in plan.plan(plan.arms[0], "learning")[0])
+    assert words["train.log_every"] == "5" and int(words["train.validate_every"]) % 5 == 0
 
 
 def test_every_other_round_goes_backwards(small: Recipe) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from hasten.core.errors import HastenError
 from hasten.core.files import write_json, write_text
 from hasten.core.runtime import choose_device, environment
 from hasten.ledger.arms import Arm, make_arms, missing
-from hasten.ledger.figures import WARM_STEPS, make_rows
+from hasten.ledger.figures import WARM_LINES, make_rows, pace
 from hasten.ledger.machine import BUSY_CORES, busy_seconds, measure_machine
 from hasten.ledger.page import write_page
 from hasten.ledger.table import show
@@ -38,7 +37,9 @@ LEARNING_SHARE = 0.5
 """Of the time, where a technique that changes learning is among those measured."""
 LEARNING_SECONDS = 30.0
 """A learning trial is not made shorter than this for the sake of another repeat."""
-FIRST_STEPS, LEAST_STEPS, VALIDATIONS = 6, 4, 12
+FIRST_LINES, LEAST_LINES, VALIDATIONS = 6, 4, 12
+GPU_LOG_EVERY = 5
+"""Steps from line to line on a GPU, which stands idle while a line waits for it."""
 VALIDATION_TOKENS = 8192
 LAST_WORDS = 400  # characters that a failed trial is quoted with
 
@@ -113,6 +114,7 @@ class Rounds:
         self.trials: list[Trial] = []
         self.failed: dict[str, str] = {}
         self.late: dict[str, Words] = {}
+        self.log_every = GPU_LOG_EVERY if choose_device(recipe.device).type == "cuda" else 1
         self.step_seconds: dict[str, float] = {}
         self.start_seconds: dict[str, float] = defaultdict(float)  # of a process before its first step
         learners = [arm for arm in self.arms if arm.learns and arm.kind != "stair"]
@@ -162,29 +164,29 @@ class Rounds:
     def plan(self, arm: Arm, purpose: Purpose) -> tuple[list[str], float]:
         """The length of a trial as overrides, and the seconds that it is going to take."""
         step, start = self.step_seconds.get(arm.name), self.start_seconds[arm.name]
-        nothing = "train.tokens=null", "train.epochs=null", "train.checkpoint_every=null", "train.log_every=1"
+        nothing = ["train.tokens=null", "train.epochs=null", "train.checkpoint_every=null"]
+        nothing.append(f"train.log_every={self.log_every}")
         if purpose == "learning":
             room = max(self.learning_seconds - start, self.learning_seconds / 3)
             step = step or self.step_seconds.get("full", 1.0)
             tokens = min(2 * self.recipe.train.batch_tokens, VALIDATION_TOKENS)
-            every = max(round(room / step / VALIDATIONS), 1)
+            every = self.log_every * max(round(room / step / VALIDATIONS / self.log_every), 1)
             looks = f"train.validate_every={every}", f"train.validation_tokens={tokens}"
             return [*nothing, *looks, f"train.minutes={room / 60}", "train.steps=null"], room + start
-        steps = FIRST_STEPS if step is None else max(int((self.pace_seconds - start) / step), LEAST_STEPS)
-        length = f"train.steps={WARM_STEPS + steps}", "train.minutes=null", "train.validate_every=null"
-        return [*nothing, *length], start + (WARM_STEPS + steps) * (step or 0.0)
+        fitting = FIRST_LINES if step is None else int((self.pace_seconds - start) / step / self.log_every)
+        steps = self.log_every * (WARM_LINES + max(fitting, LEAST_LINES))
+        length = f"train.steps={steps}", "train.minutes=null", "train.validate_every=null"
+        return [*nothing, *length], start + steps * (step or 0.0)
 
     def learn_from(self, trial: Trial) -> None:
         """Keep what an arm's step and start take, for later trials."""
-        rates = [rate for _, rate in trial.result["paces"][WARM_STEPS:]] or [
-            rate for _, rate in trial.result["paces"]
-        ]
-        if not rates:
+        if not trial.result["paces"]:
             return
-        step = self.recipe.train.batch_tokens / median(rates)
+        step = self.recipe.train.batch_tokens / pace(asdict(trial))
         self.step_seconds[trial.arm] = step
         if trial.purpose == "pace":
-            self.start_seconds[trial.arm] = max(trial.seconds - step * len(trial.result["paces"]), 0.0)
+            steps, _ = trial.result["paces"][-1]
+            self.start_seconds[trial.arm] = max(trial.seconds - step * steps, 0.0)
 
     def trial(
         self, arm: Arm, purpose: Purpose, number: int, seed: int, overrides: Sequence[str]

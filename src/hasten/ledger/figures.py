@@ -11,8 +11,8 @@ from typing import Any
 
 from hasten.ledger.arms import Arm
 
-WARM_STEPS = 2
-"""Steps of a trial that are not counted: caches and kernels are made in them."""
+WARM_LINES = 2
+"""Lines of a trial that are not counted, on a CPU a step each: caches and kernels are made in them."""
 
 Record = Mapping[str, Any]
 
@@ -55,7 +55,7 @@ def preferred(trials: Sequence[Record]) -> list[Record]:
 def pace(trial: Record) -> float:
     """Tokens per second: the median over the steps after warm-up."""
     rates = [rate for _, rate in trial["result"]["paces"]]
-    return median(rates[WARM_STEPS:] or rates)
+    return median(rates[WARM_LINES:] or rates)
 
 
 def ratios(

@@ -147,7 +147,8 @@ class Run:
             self.signals,
             Prefetch(self.make_batches, self.state.data_step) as self.batches,
             self.journal,
-            self.times.watching_compiler(compiled),
+            # On a GPU attention may be compiled where the model is not.
+            self.times.watching_compiler(compiled or self.runtime.device.type == "cuda"),
         ):
             self.times.enter(REST)
             decision = self.loop()
