@@ -1,6 +1,8 @@
 """Float16 copies of weights for decoding: rounded to nearest, aligned, refused where they don't fit."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +77,18 @@ def test_every_call_reads_the_weights_of_that_moment(small_model, bytes_only, mo
     other = small_model(seed=1, max_positions=256)
     model.load_state_dict(other.state_dict())
     assert generate(model, bytes_only, ["a"], config) == generate(other, bytes_only, ["a"], config)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell about its pages")
+def test_the_copies_lie_in_private_memory_that_asks_for_huge_pages():
+    memory = half.huge_pages(2**23)
+    described = Path("/proc/self/smaps").read_text(encoding="utf-8").split("\nVmFlags:")
+    for before, after in zip(described, described[1:], strict=False):
+        # Each mapping begins with its line of addresses and ends with its flags.
+        head = next(line for line in before.splitlines() if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line))
+        begin, end = (int(word, 16) for word in head.split()[0].split("-"))
+        if begin <= memory.data_ptr() < end:
+            assert head.split()[1] == "rw-p"
+            assert "hg" in after.splitlines()[0].split()
+            return
+    raise AssertionError("the memory is in no mapping")

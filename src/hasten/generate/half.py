@@ -47,7 +47,7 @@ def half_weights(matrices: Sequence[Tensor]) -> list[Tensor] | None:
 
 def huge_pages(size: int) -> Tensor:
     """`size` bytes of float16 in pages of 2 MiB where the system has them: few entries to look up."""
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float16)
