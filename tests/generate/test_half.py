@@ -2,6 +2,7 @@
 
 import copy
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_every_call_reads_the_weights_of_that_moment(small_model, bytes_only, mo
 def test_the_copies_lie_in_private_memory_that_asks_for_huge_pages():
     memory = half.huge_pages(2**23)
     described = Path("/proc/self/smaps").read_text(encoding="utf-8").split("\nVmFlags:")
-    for before, after in zip(described, described[1:], strict=False):
+    for before, after in pairwise(described):
         # Each mapping begins with its line of addresses and ends with its flags.
         head = next(line for line in before.splitlines() if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line))
         begin, end = (int(word, 16) for word in head.split()[0].split("-"))
