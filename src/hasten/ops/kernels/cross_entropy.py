@@ -16,15 +16,18 @@ def cross_entropy_rows(
     label_smoothing: float,
     soft_cap: float | None,
 ) -> Tensor:
-    """Summed loss, [] in float64, of contiguous logits [N, V] and targets [N] in int64.
+    """Summed loss, [] in float64, of logits [N, V], each row contiguous, and targets [N] in int64.
 
     Where the `gradient` is wanted, it takes the place of the logits.  Raises IndexError for a target that is
     neither IGNORE nor below V.
     """
     total, (rows, width) = torch.zeros((), dtype=torch.float64), logits.shape
     targets = targets.contiguous()
-    options = (float(z_loss), float(label_smoothing), float(soft_cap or 0))
-    if call("cross_entropy", logits.dtype, logits, targets, total, rows, width, IGNORE, gradient, *options):
+    sizes, options = (
+        (rows, width, logits.stride(0)),
+        (float(z_loss), float(label_smoothing), float(soft_cap or 0)),
+    )
+    if call("cross_entropy", logits.dtype, logits, targets, total, *sizes, IGNORE, gradient, *options):
         raise IndexError(
             f"targets must be below the vocabulary, {width}, or {IGNORE}; one is {odd(targets, width)}"
         )

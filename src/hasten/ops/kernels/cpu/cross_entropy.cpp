@@ -1,4 +1,4 @@
-// Cross-entropy of rows of logits [N, V] and, over the logits themselves, its gradient.
+// Cross-entropy of rows of logits [N, V], `stride` numbers apart, and, over the logits themselves, its gradient.
 
 #include <algorithm>
 #include <cmath>
@@ -59,8 +59,8 @@ double row_loss(T* row, int64_t target, int64_t width, const Options& o, float* 
 
 // Adds the sum over rows to *total, in their order; returns 1, with nothing done, if a target is no column.
 template <class T>
-int rows_loss(T* logits, const int64_t* targets, double* total, int64_t rows, int64_t width, int64_t ignored,
-                  bool gradient, const Options& o) {
+int rows_loss(T* logits, const int64_t* targets, double* total, int64_t rows, int64_t width, int64_t stride,
+              int64_t ignored, bool gradient, const Options& o) {
     for (int64_t n = 0; n < rows; n++)
         if (targets[n] != ignored && (targets[n] < 0 || targets[n] >= width)) return 1;
     std::vector<double> losses(rows, 0.0);
@@ -69,7 +69,7 @@ int rows_loss(T* logits, const int64_t* targets, double* total, int64_t rows, in
         std::vector<float> powers(width);
 #pragma omp for schedule(dynamic, 8)
         for (int64_t n = 0; n < rows; n++) {
-            T* row = logits + n * width;
+            T* row = logits + n * stride;
             if (targets[n] == ignored) {
                 if (gradient) std::fill(row, row + width, T{});
             } else {
@@ -86,9 +86,10 @@ int rows_loss(T* logits, const int64_t* targets, double* total, int64_t rows, in
 
 #define CROSS_ENTROPY(T, TYPE)                                                                                    \
     extern "C" int cross_entropy_##TYPE(T* logits, const int64_t* targets, double* total, int64_t rows,           \
-                                        int64_t width, int64_t ignored, int64_t gradient, float z_loss,           \
-                                        float smoothing, float cap) {                                             \
-        return rows_loss(logits, targets, total, rows, width, ignored, gradient, {z_loss, smoothing, cap});       \
+                                        int64_t width, int64_t stride, int64_t ignored, int64_t gradient,         \
+                                        float z_loss, float smoothing, float cap) {                               \
+        return rows_loss(logits, targets, total, rows, width, stride, ignored, gradient,                          \
+                         {z_loss, smoothing, cap});                                                               \
     }
 CROSS_ENTROPY(bf16, bf16)
 CROSS_ENTROPY(float, f32)
