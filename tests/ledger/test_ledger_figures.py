@@ -80,7 +80,6 @@ def test_looks_take_no_time_on_the_curve() -> None:
         {"step": 2, "kind": "validation", "validation_loss": 2.0},
         {"step": 3, "kind": "train", "tokens": 30, "tokens_per_second": 2.0},
         {"step": 3, "kind": "validation", "validation_loss": 1.0},
-        {"step": 3, "kind": "times", "start": 9.0},
     ]
     assert validation_curve(lines) == [(0.0, 3.0), (3.0, 2.0), (8.0, 1.0)]
 

@@ -88,7 +88,7 @@ def three_steps(runtime: Runtime) -> dict[str, Tensor]:
     figures: dict[str, Tensor] = {}
     for step in range(3):
         poisoned = step == 1 and runtime.rank == runtime.world_size - 1
-        hook = model.head.register_full_backward_hook(lambda _, g, __: (g[0] / 0,)) if poisoned else None
+        hook = model.norm.register_full_backward_hook(lambda _, g, __: (g[0] / 0,)) if poisoned else None
         outcome = train_step(
             engine, optimizer, half(batch(step), runtime.rank, runtime.world_size), max_norm=0.5
         )

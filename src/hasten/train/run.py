@@ -359,10 +359,8 @@ class Run:
         self.journal.write(self.state.step, "train", {**figures, **rates, **self.place()})
 
     def summary(self, decision: Decision) -> Summary:
-        """What the run came to; one that reached its end writes down where its time went."""
+        """What the run came to, and where its time went."""
         times = self.times.read()
-        if decision.moment.ended and self.pace.step_seconds:
-            self.journal.write(self.state.step, "times", {k: round(v, 3) for k, v in times.items()})
         return Summary(
             steps=self.state.step,
             tokens=self.state.step * self.plan.batch_tokens,
