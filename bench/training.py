@@ -27,7 +27,7 @@ from hasten.recipe import read
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.config import TrainConfig
 from hasten.train.engine import Whole
-from hasten.train.optim import Optimizer, learning_rates
+from hasten.train.optim import Optimizer, learning_rates, turns_of
 from hasten.train.plan import make_plan
 from hasten.train.step import train_step
 from hasten.train.validate import Validation
@@ -65,9 +65,9 @@ def train(
     plan = make_plan(config, shape, corpus, loss, runtime)
     decoder = build(shape, config.seed, runtime.device)
     engine = Whole(decoder, loss, runtime, precision=plan.precision, compiled=False)
-    optimizer = Optimizer(
-        decoder, config.optimizer, learning_rates(config.optimizer, shape, plan.batch_tokens)
-    )
+    size = shape, plan.batch_tokens
+    rates, every = learning_rates(config.optimizer, *size), turns_of(config.optimizer, *size)
+    optimizer = Optimizer(decoder, config.optimizer, rates, every)
     validation = Validation(
         Corpus(prepared.folder, "validation", row_tokens, 0),
         runtime,
@@ -102,6 +102,7 @@ def train(
                 next(ready),
                 multiplier=scale * config.schedule.multiplier(moment.progress, step),
                 max_norm=config.max_grad_norm,
+                turn=step,
             )
             losses.append(outcome.loss.item())
             step += 1

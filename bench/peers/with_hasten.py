@@ -12,7 +12,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.train.engine import Whole, choose_precision
-from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, learning_rates
+from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, learning_rates, turns_of
 from hasten.train.step import train_step
 
 OPTIMIZERS = {"adamw": AdamWConfig, "muon": MuonConfig}
@@ -47,13 +47,14 @@ def train(shape: Shape, voice: Voice, *, optimizer: str, compiled: bool) -> None
     precision = choose_precision("auto", runtime.device)
     engine = Whole(model, CrossEntropy(), runtime, precision=precision, compiled=compiled)
     config = OPTIMIZERS[optimizer]()
-    updater = Optimizer(model, config, learning_rates(config, model.config, shape.batch_tokens))
+    size = model.config, shape.batch_tokens
+    updater = Optimizer(model, config, learning_rates(config, *size), turns_of(config, *size))
     turns, step = Turns(voice), 0
     with Prefetch(lambda step: batch_of(table, shape, step)) as batches:
         while True:
             turns.wait()
             torch.manual_seed(step)
-            outcome = train_step(engine, updater, [next(batches)], max_norm=1.0)
+            outcome = train_step(engine, updater, [next(batches)], max_norm=1.0, turn=step)
             if not outcome.finite:
                 raise SystemExit(f"step {step} is not finite")
             turns.note_update()

@@ -130,6 +130,37 @@ def test_matrices_in_a_batch_are_updated_as_each_would_be_alone() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0.1 * 3 * 2**-7)
 
 
+def test_matrices_that_take_turns_move_at_every_kth_step_k_times_as_far() -> None:
+    """Four matrices of two shapes; the momenta go on at every step, as those of matrices that always move."""
+    torch.manual_seed(0)
+    start = [torch.randn(4, 6), torch.randn(4, 6), torch.randn(6, 4), torch.randn(6, 4)]
+    taking_turns, always = ([m.clone().requires_grad_() for m in start] for _ in range(2))
+    slow, quick = Muon(taking_turns, lr=0.01, turns=2), Muon(always, lr=0.02)
+    moved: list[list[int]] = []
+    for turn in range(4):
+        for a, b in zip(taking_turns, always, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        before, reference = [m.clone() for m in taking_turns], [m.clone() for m in always]
+        slow.turn = turn
+        slow.step()
+        quick.step()
+        moved.append([i for i, m in enumerate(taking_turns) if not torch.equal(m, before[i])])
+        for i in moved[-1]:  # the same step, rounded at another place
+            mine, theirs = taking_turns[i] - before[i], always[i] - reference[i]
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0.02 * 2**-6)
+    assert moved == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    for a, b in zip(taking_turns, always, strict=True):
+        torch.testing.assert_close(slow.state[a]["momentum"], quick.state[b]["momentum"], rtol=0, atol=0)
+
+
+def test_whose_turn_it_is_has_to_be_said() -> None:
+    optimizer = Optimizer(tiny(), MuonConfig(), turns=2)
+    set_gradients(tiny(), 0)
+    with pytest.raises(AssertionError, match="say which step"):
+        optimizer.step(1.0, YES)
+
+
 def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     optimizer = Optimizer(tiny(), MuonConfig())
     taken = dict(full.rsplit("/", 1) for full in optimizer.state_dict())

@@ -109,7 +109,7 @@ def test_with_adamw_the_rules_keep_every_layer_and_the_margin_flat_in_width() ->
 @pytest.mark.parametrize("optimizer", [MuonConfig(), AdamWConfig(learning_rate=3e-3, base=Base())])
 def test_the_stream_is_flat_in_depth_with_the_rules_and_not_without(optimizer: Config) -> None:
     assert abs(over_depth(optimizer)) < FLAT
-    assert over_depth(optimizer.model_copy(update={"base": None})) > 2 * FLAT
+    assert over_depth(optimizer.model_copy(update={"base": None})) > 1.5 * FLAT
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -19,6 +19,8 @@ Each is the minimax polynomial for the interval that the one before leaves, wide
 rounding (the greedy composition of Amsel et al. 2025, "Polar Express", which is the best possible; computed
 by linear programming over a grid).  The last is scaled by 0.97 to centre the result.
 """
+SQUARINGS = 4
+"""Of the bound on the largest singular value: each halves its error, and costs a product."""
 MARGIN = 1.04
 """Room for what bfloat16 rounds away from the bound.  The bound is loosest, by R^(1/128), where all singular
 values are alike; they then stand at 0.9, above the stretch around 0.82 where the first quintic is small."""
@@ -55,7 +57,7 @@ def unit(matrices: Tensor) -> Tensor:
     return x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(TINY)
 
 
-def eigenvalue_bound(symmetric: Tensor, squarings: int = 4) -> Tensor:
+def eigenvalue_bound(symmetric: Tensor) -> Tensor:
     """A close bound from above: positive semidefinite [N, R, R] -> [N, 1, 1] in float32.
 
     The Frobenius norm of a matrix bounds its largest eigenvalue, and so does the 16th root of that of its
@@ -65,7 +67,7 @@ def eigenvalue_bound(symmetric: Tensor, squarings: int = 4) -> Tensor:
     """
     power, exponent = symmetric, 1.0
     bound = torch.ones((), device=symmetric.device)
-    for _ in range(squarings):
+    for _ in range(SQUARINGS):
         norm = frobenius(power)
         bound, exponent = bound * norm**exponent, exponent / 2
         shrunk = (power / norm.clamp_min(TINY)).bfloat16()  # powers of a unit matrix do not underflow

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from hasten.core.config import Config
@@ -18,7 +18,7 @@ from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.layout import role
 from hasten.ops.orthogonalize import orthogonalize
-from hasten.train.transfer import KINDS, Base, Kind, factors, kind
+from hasten.train.transfer import KINDS, Base, Kind, choose_turns, factors, kind
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Decay, Decay]  # of the running mean of the gradient and of its square
@@ -52,9 +52,13 @@ class MuonConfig(Config):
     learning_rate: PositiveFloat = Field(
         default=0.02, description="of block matrices: the spectral size of a step"
     )
-    momentum: Decay = 0.95
+    momentum: Decay = 0.85
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="of block matrices; long runs want 0.01 to 0.1"
+    )
+    turns: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="each matrix moves at every so-manieth step, so many times as far; auto: by its cost",
     )
     embedding_learning_rate: PositiveFloat = 0.1
     head_learning_rate: PositiveFloat = 0.008
@@ -78,27 +82,45 @@ def learning_rates(
     return {each: config.rate(each) * times[each] for each in KINDS}
 
 
+def turns_of(config: AdamWConfig | MuonConfig, model: ModelConfig, batch_tokens: int) -> int:
+    """At every how-manieth step Muon moves a matrix of this model at this batch."""
+    if isinstance(config, AdamWConfig):
+        return 1
+    return choose_turns(model, batch_tokens) if config.turns == "auto" else config.turns
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024), for matrices W [rows, cols] with gradient G:
 
         M <- mu M + G
-        W <- (1 - eta lambda) W - eta sqrt(max(1, rows / cols)) O(G + mu M)
+        W <- (1 - k eta lambda) W - k eta sqrt(max(1, rows / cols)) O(G + mu M)   at every k-th step
 
     O replaces every singular value by about 1 (`ops.orthogonalize`).  The factor is Jordan's: the step's
     spectral norm is eta times sqrt(rows / cols) whatever the size, so one rate serves narrow and wide models
     (the spectral condition of Yang, Simon and Bernstein 2023).  Moonlight's 0.2 sqrt(max(rows, cols)) would
     match AdamW's mean size instead, and its rate would have to be found again for every width.
 
+    With `turns` k above 1 the matrices take turns, 1 / k of them at each step: O is most of the cost, and
+    where the batch is small, a k times longer step at every k-th loses nothing (docs/DIARY.md).  Whose turn
+    it is follows from the attribute `turn`, the number of the step.
+
     Matrices of one shape are handled as one batch [N, rows, cols], and their momenta are kept so.  As with
     torch's fused optimizers, an attribute `found_inf` of 1.0 leaves weights and momenta as they are.
     """
 
     found_inf: Tensor | None = None
+    turn = 0
 
     def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        turns: int = 1,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.turns = turns
         for group in self.param_groups:
             for matrices in by_shape(group["params"]):
                 momenta = torch.zeros(
@@ -109,25 +131,30 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every matrix."""
+        """One update of every matrix whose turn it is, and of every momentum."""
+        number = 0  # of the first matrix of a shape: counted over all, turns cost the same
         for group in self.param_groups:
             for matrices in by_shape(group["params"]):
-                self.update(matrices, group["lr"], group["momentum"], group["weight_decay"])
+                self.update(matrices, group, slice((self.turn - number) % self.turns, None, self.turns))
+                number += len(matrices)
 
-    def update(self, matrices: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        """One update of matrices that share a shape."""
-        rows, cols = matrices[0].shape
+    def update(self, matrices: list[Tensor], group: dict[str, Any], mine: slice) -> None:
+        """One update of those of `matrices`, which share a shape, whose turn it is."""
+        (rows, cols), momentum, lr = matrices[0].shape, group["momentum"], group["lr"] * self.turns
         gradient = torch.stack([m.grad if m.grad is not None else torch.zeros_like(m) for m in matrices])
         average: Tensor = self.state[matrices[0]]["batch"]
         # Filled on the device: a number that is copied there would wait for all that is queued.
-        keep, shrink = average.new_full((), momentum), average.new_full((), 1 - lr * weight_decay)
+        keep, shrink = average.new_full((), momentum), average.new_full((), 1 - lr * group["weight_decay"])
         bad = self.found_inf.bool() if self.found_inf is not None else None
         if bad is not None:
             # x * 1 and x + (-0.0) are x for every x, -0.0 included; no wait for the device is needed.
             gradient = gradient.masked_fill(bad, -0.0)
             keep, shrink = keep.masked_fill(bad, 1.0), shrink.masked_fill(bad, 1.0)
         average.mul_(keep).add_(gradient)
-        direction = orthogonalize(gradient.add(average, alpha=momentum)).to(average.dtype)
+        matrices = matrices[mine]
+        if not matrices:
+            return
+        direction = orthogonalize(gradient[mine].add(average[mine], alpha=momentum)).to(average.dtype)
         if bad is not None:
             direction = direction.masked_fill(bad, 0.0)  # times a negative rate: -0.0
         torch._foreach_mul_(matrices, shrink)
@@ -146,6 +173,7 @@ class Optimizer:
     """Every trainable parameter of a model with the rule of its role and the rate of its kind.
 
     `rates` are by default those of the configuration as written; `learning_rates` makes them follow the size.
+    `turns` is that of `Muon`, as `turns_of` chooses it.
     The state is a flat mapping of named tensors, `{parameter}/{momentum|exp_avg|exp_avg_sq|step}`, there
     from the start, so that a checkpoint always holds the same names.
     """
@@ -155,6 +183,7 @@ class Optimizer:
         model: nn.Module,
         config: AdamWConfig | MuonConfig,
         rates: Mapping[Kind, float] | None = None,
+        turns: int = 1,
     ) -> None:
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         rates = rates or {each: config.rate(each) for each in KINDS}
@@ -162,7 +191,7 @@ class Optimizer:
             {"params": members, "lr": rate, "role": role}
             for (role, rate), members in by_role_and_rate(self.names, rates).items()
         ]
-        self.parts = list(parts(groups, config))
+        self.turns, self.parts = turns, list(parts(groups, config, turns))
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.rates = [group["lr"] for group in self.groups]
 
@@ -171,12 +200,17 @@ class Optimizer:
         """All parameters that are trained."""
         return list(self.names)
 
-    def step(self, multiplier: float, finite: Tensor) -> None:
-        """Update with `multiplier` on every learning rate; not a bit changes where `finite` [] is False."""
+    def step(self, multiplier: float, finite: Tensor, turn: int | None = None) -> None:
+        """Update with `multiplier` on every learning rate; not a bit changes where `finite` [] is False.
+
+        Where matrices take turns, `turn` is the number of the step.
+        """
+        assert turn is not None or self.turns == 1, "matrices take turns: say which step this is"
         for group, rate in zip(self.groups, self.rates, strict=True):
             group["lr"] = rate * multiplier
         for part in self.parts:
             part.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+            part.turn = turn or 0  # type: ignore[attr-defined]
             part.step()
 
     def zero_grad(self) -> None:
@@ -225,7 +259,9 @@ def by_role_and_rate(
     return groups
 
 
-def parts(groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig) -> Iterable[torch.optim.Optimizer]:
+def parts(
+    groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig, turns: int
+) -> Iterable[torch.optim.Optimizer]:
     """The optimizers for groups with a role each: one AdamW, or a Muon and an AdamW."""
     adam = groups
     decay = config.weight_decay if isinstance(config, AdamWConfig) else 0.0
@@ -233,7 +269,7 @@ def parts(groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig) -> Ite
         matrices = [group for group in groups if group["role"] == "matrix"]
         adam = [group for group in groups if group["role"] != "matrix"]
         if matrices:
-            yield Muon(matrices, config.learning_rate, config.momentum, config.weight_decay)
+            yield Muon(matrices, config.learning_rate, config.momentum, config.weight_decay, turns)
     if adam:
         decays = [{**group, "weight_decay": 0.0 if group["role"] == "vector" else decay} for group in adam]
         yield started(torch.optim.AdamW(decays, betas=config.betas, eps=config.eps, fused=True))

@@ -28,14 +28,16 @@ def train_step(
     *,
     multiplier: float = 1.0,
     max_norm: float | None = None,
+    turn: int | None = None,
     halfway: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Take one step over this rank's micro-`batches`, at `multiplier` times the learning rates.
 
     The loss is a sum, divided by the count of the whole step over all ranks: however a step is cut into
     ranks and micro-batches, its gradient is the same.  A loss or gradient that is not finite leaves weights
-    and optimizer as they are, on every rank, for all of them see the same sums.  `halfway` is called when the
-    gradients are there: a clock may want to know.
+    and optimizer as they are, on every rank, for all of them see the same sums.  `turn` is the number of the
+    step, where matrices take turns (`Muon`).  `halfway` is called when the gradients are there: a clock may
+    want to know.
     """
     group = engine.runtime.group
     count = torch.stack([engine.objective.count(batch) for batch in batches]).sum()
@@ -48,6 +50,6 @@ def train_step(
     halfway()
     norm = clip_gradients(optimizer.parameters, max_norm)
     finite = loss.isfinite() & norm.isfinite()
-    optimizer.step(multiplier, finite)
+    optimizer.step(multiplier, finite, turn)
     optimizer.zero_grad()
     return Outcome(loss, norm, finite)

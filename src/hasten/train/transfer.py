@@ -16,6 +16,7 @@ from pydantic import PositiveInt
 from hasten.core.config import Config
 from hasten.model.config import ModelConfig
 from hasten.model.layout import role
+from hasten.ops.orthogonalize import COEFFICIENTS, SQUARINGS
 
 Kind = Literal["matrix", "output", "embedding", "head", "vector"]
 KINDS: tuple[Kind, ...] = ("matrix", "output", "embedding", "head", "vector")
@@ -56,3 +57,26 @@ def factors(base: Base | None, model: ModelConfig, batch_tokens: int, *, optimiz
     wider, deeper = model.dim / base.dim, model.num_layers / base.num_layers
     larger = min((batch_tokens / base.batch_tokens) ** BATCH, LARGEST)
     return {k: wider ** width.get(k, 0) * deeper ** DEPTH.get(k, 0) * larger for k in KINDS}
+
+
+TURNS, DEAR = (1, 2, 4), 0.1
+"""How many turns Muon's matrices may take, and from which share of a step's products on they take more."""
+
+
+def choose_turns(model: ModelConfig, batch_tokens: int) -> int:
+    """The fewest turns that make orthogonalising cheap: matrices are large against a small batch."""
+    share = orthogonal_flops(model) / (6 * model.num_matrix_parameters * batch_tokens)
+    return next((turns for turns in TURNS if share / turns <= DEAR), TURNS[-1])
+
+
+def orthogonal_flops(model: ModelConfig) -> int:
+    """Floating-point operations of `ops.orthogonalize` on every matrix of the model once.
+
+    Each quintic is two products of [R, C] with its like or a square, and one of squares; the bound is four.
+    """
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    inner = [(model.dim, model.ffn_dim)] * (2 + model.gated)
+    shapes = [(model.dim, heads)] * 2 + [(model.dim, kv_heads)] * 2 + inner
+    sides = [(min(shape), max(shape)) for shape in shapes]
+    once = sum(len(COEFFICIENTS) * (2 * r * r * c + r**3) + SQUARINGS * r**3 for r, c in sides)
+    return 2 * model.num_layers * once
