@@ -42,7 +42,7 @@ from welch import one_sided_below, welch
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
 from hasten.model.config import ModelConfig
-from hasten.ops.orthogonalize import COEFFICIENTS
+from hasten.train.transfer import choose_turns, orthogonal_flops
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 4, "vocab_size": 4096}
 GPT2 = {
@@ -61,8 +61,6 @@ RATES = {BASELINE: (7e-4, 1.4e-3, 2.8e-3, 5.6e-3), OURS: (0.5, 1.0, 2.0, 4.0)}
 BATCHES = (4096, 2048)
 SWEEP_FLOPS = {BASELINE: 22e12, OURS: 22e12 / 3}
 """A third for hasten, as in the final: a rate is tuned for about the length that it will run."""
-BOUND_PRODUCTS = 4
-"""Of `ops.orthogonalize`, besides its polynomials: what the bound on the largest singular value takes."""
 SHARES = (1 / 3, 1 / 4, 1 / 5)
 """Hasten's budgets, of the baseline's time."""
 
@@ -85,15 +83,10 @@ def run(arm: str, setting: dict[str, Any], seed: int, cache: Path, **length: Any
 
 
 def step_flops(arm: str, batch_tokens: int) -> float:
-    """FLOPs of a step with its optimizer: Muon's products cost as much as 900 tokens of this model."""
+    """FLOPs of a step with its optimizer's products."""
     config = ModelConfig.model_validate(GPT2 if arm == BASELINE else HASTEN)
     work = batch_tokens * config.flops_per_token(ROW_TOKENS)
-    if arm == BASELINE:
-        return work
-    square = 2 * config.dim**3  # one product of the short side's square
-    quintic = [3 * square] * 4 + [(2 * config.ffn_dim / config.dim + 1) * square] * 2
-    layer = len(COEFFICIENTS) * sum(quintic) + BOUND_PRODUCTS * square * len(quintic)
-    return work + config.num_layers * layer
+    return work if arm == BASELINE else work + orthogonal_flops(config) / choose_turns(config, batch_tokens)
 
 
 def tune(arm: str, results: Results, cache: Path) -> dict[str, Any]:

@@ -73,9 +73,10 @@ def test_the_data_section_of_the_guide_loads(name, tmp_path):
     assert len(config.load(Recipe, tmp_path / "r.yaml").text.sources) == 3
 
 
+@pytest.mark.parametrize("name", ["demo", "speed"])
 @pytest.mark.parametrize("path", READMES, ids=lambda p: p.name)
-def test_the_figures_of_the_readme_are_those_of_the_result_file(path):
-    made = runpy.run_path(str(ROOT / "bench/readme.py"))["block"](path)
+def test_the_figures_of_the_readme_are_those_of_the_result_files(path, name):
+    made = runpy.run_path(str(ROOT / "bench/readme.py"))["block"](path, name)
     assert made in path.read_text(encoding="utf-8"), "run python bench/readme.py"
 
 
