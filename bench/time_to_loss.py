@@ -9,9 +9,10 @@ token: 4 layers of width 256, rows of 256 tokens, a vocabulary of 4,096.  The ra
 *Baseline*, as nanoGPT has it: LayerNorm, learned positions, GELU, a tied head, no biases; AdamW (0.9, 0.95)
 with weight decay 0.1, gradients clipped at 1, cosine to a tenth.  *hasten*: its defaults.
 
-*Tuning*, equally for both: four rates a factor of two apart at the first batch size, then the best, and 0.7
-times as much, at the second, one seed each; hasten's rate is one factor on all of its rates.  Runs of the
-sweep have FLOPs, those of Muon's products included, and not minutes, so they need no quiet machine.
+*Tuning*, equally for both: four rates a factor of two apart at 4,096 tokens a step, then the best, and 0.7
+times as much, at half the tokens, as long as that helps; hasten's rate is one factor on all of its rates.
+One seed each.  Runs of the sweep have FLOPs, those of Muon's products included, and not minutes, so they
+need no quiet machine.
 
 *Final*: each training in a fresh process, arms in turn.  What counts is the time from the first batch to the
 last step; start-up and validation are the same in both and count in neither.  A schedule ends with its time.
@@ -57,8 +58,8 @@ GPT2 = {
 }
 HASTEN = {"preset": "hasten-tiny", **SIZE}
 BASELINE, OURS = "baseline", "hasten"
-RATES = {BASELINE: (7e-4, 1.4e-3, 2.8e-3, 5.6e-3), OURS: (0.5, 1.0, 2.0, 4.0)}
-BATCHES = (4096, 2048)
+RATES = {BASELINE: (3.5e-4, 7e-4, 1.4e-3, 2.8e-3), OURS: (0.5, 1.0, 2.0, 4.0)}
+BATCHES = (4096, 2048, 1024)
 SWEEP_FLOPS = {BASELINE: 22e12, OURS: 22e12 / 3}
 """A third for hasten, as in the final: a rate is tuned for about the length that it will run."""
 SHARES = (1 / 3, 1 / 4, 1 / 5)
@@ -98,10 +99,14 @@ def tune(arm: str, results: Results, cache: Path) -> dict[str, Any]:
         found = results.get(key, lambda: run(arm, setting, 0, cache, steps=steps))["validation_loss"]
         return found if isfinite(found) else inf
 
-    first = [{"rate": rate, "batch_tokens": BATCHES[0]} for rate in RATES[arm]]
-    best = min(first, key=loss)
-    second = [{"rate": best["rate"] * times, "batch_tokens": BATCHES[1]} for times in (1.0, 0.5**0.5)]
-    return min([*first, *second], key=loss)
+    best = min(({"rate": rate, "batch_tokens": BATCHES[0]} for rate in RATES[arm]), key=loss)
+    for batch_tokens in BATCHES[1:]:
+        near = [{"rate": best["rate"] * times, "batch_tokens": batch_tokens} for times in (1.0, 0.5**0.5)]
+        better = min(near, key=loss)
+        if loss(better) >= loss(best):
+            break
+        best = better
+    return best
 
 
 def fresh(arm: str, setting: dict[str, Any], seed: int, minutes: float, cache: Path) -> dict[str, Any]:
