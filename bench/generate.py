@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     missing: dict[str, str] = {}
     results = [case for shape in options.shapes for case in compare(shape, options, missing)]
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    told = {name: value for name, value in vars(options).items() if name not in ("peers", "save")}
     facts = {"load_average": os.getloadavg(), **environment()}
     result = {"program": "generate", "results": results, "missing": missing, "arguments": told}
     result["environment"] = facts

@@ -7,7 +7,7 @@ from hasten.core import config
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
 from hasten.recipe import Recipe, shipped
-from hasten.train.optim import learning_rates
+from hasten.train.optim import learning_rates, turns_of
 
 
 def describe(recipe: Recipe) -> str:
@@ -33,6 +33,7 @@ def costs(recipe: Recipe) -> list[str]:
         f"key/value cache       {model.kv_bytes_per_token():,} bytes per token of context",
         f"batch                 {recipe.train.batch_tokens:,} tokens a step",
         f"learning rates        {rates(recipe)}",
+        f"matrices are updated  {pace(recipe)}",
     ]
 
 
@@ -40,6 +41,12 @@ def rates(recipe: Recipe) -> str:
     """The rate of each kind of parameter at this size."""
     found = learning_rates(recipe.train.optimizer, recipe.model, recipe.train.batch_tokens)
     return ", ".join(f"{kind} {rate:.2g}" for kind, rate in found.items())
+
+
+def pace(recipe: Recipe) -> str:
+    """How often a matrix is updated."""
+    turns = turns_of(recipe.train.optimizer, recipe.model, recipe.train.batch_tokens)
+    return "at every step" if turns == 1 else f"every {turns} steps, in turns: orthogonalising is dear here"
 
 
 def known_vocabulary(recipe: Recipe) -> ModelConfig:
