@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.model.transformer import Decoder
-from hasten.ops.kernels.library import address, library
+from hasten.ops.kernels.library import address, kernels
 
 WORTHWHILE_TOKENS, WORTHWHILE_PARAMETERS = 32, 2_000_000
 """Packing costs as much as about twenty tokens win; what fits into a cache is read fast anyway."""
@@ -32,14 +32,13 @@ def worth_halving(model: Decoder, new_tokens: int) -> bool:
 
 def half_weights(matrices: Sequence[Tensor]) -> list[Tensor] | None:
     """Float16 copies, one behind the other in huge pages; None where float16 cannot hold a number."""
-    kernels = library()
-    assert kernels is not None
-    kernels.pack_half.restype = ctypes.c_bool
+    pack_half = kernels().pack_half
+    pack_half.restype = ctypes.c_bool
     room = [-(-2 * matrix.numel() // ALIGNMENT) * ALIGNMENT for matrix in matrices]
     memory, copies = huge_pages(sum(room)), []
     for matrix, part in zip(matrices, memory.split([size // 2 for size in room]), strict=True):
         copy = part[: matrix.numel()].view(matrix.shape)
-        if not kernels.pack_half(address(matrix), address(copy), ctypes.c_int64(matrix.numel())):
+        if not pack_half(address(matrix), address(copy), ctypes.c_int64(matrix.numel())):
             return None
         copies.append(copy)
     return copies

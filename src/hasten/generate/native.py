@@ -15,7 +15,7 @@ from hasten.model.block import Block
 from hasten.model.feed_forward import FeedForward
 from hasten.model.norm import LayerNorm, RMSNorm
 from hasten.model.transformer import Decoder
-from hasten.ops.kernels.library import library, on_cpu
+from hasten.ops.kernels.library import kernels, on_cpu
 
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu_squared": 2, "swiglu": 3}
@@ -83,9 +83,7 @@ class NativeDecoder:
 
     def __init__(self, model: Decoder, half: bool = False) -> None:
         """Raises nothing: where float16 cannot hold the weights, they stay as they are."""
-        kernels = library()
-        assert kernels is not None
-        self.decode_step = kernels.decode_step
+        self.decode_step = kernels().decode_step
         self.held: list[Tensor] = []  # what the structures point to
         stored = model.embedding.weight.dtype
         matrices = matrices_of(model)

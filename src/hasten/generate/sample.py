@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hasten.generate.config import GenerateConfig
-from hasten.ops.kernels.library import address, library, on_cpu
+from hasten.ops.kernels.library import address, kernels, on_cpu
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -93,9 +93,8 @@ def drawn(logits: Tensor, draw: Tensor, config: GenerateConfig) -> Tensor:
     if on_cpu(logits, draw) and logits.dtype == torch.float32 and logits.stride(-1) == 1:
         tokens = torch.empty(len(logits), dtype=torch.int64)
         filters = Filters(c.temperature, 1.0 if c.top_p is None else c.top_p, c.min_p or 0.0, c.top_k or 0)
-        kernels, (rows, vocabulary), draw = library(), logits.shape, draw.contiguous()
-        assert kernels is not None
-        kernels.sample_tokens(
+        (rows, vocabulary), draw = logits.shape, draw.contiguous()
+        kernels().sample_tokens(
             address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary), address(draw),
             byref(filters), address(tokens),
         )  # fmt: skip

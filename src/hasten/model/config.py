@@ -146,10 +146,17 @@ class ModelConfig(Config):
         return self.vocab_size
 
     @property
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each matrix of a block: query, key, value, out, then the feed-forward's."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = [(self.dim, heads), (self.dim, kv_heads), (self.dim, kv_heads), (heads, self.dim)]
+        return [*attention, *[(self.dim, self.ffn_dim)] * (1 + self.gated), (self.ffn_dim, self.dim)]
+
+    @property
     def num_layer_parameters(self) -> int:
         """Parameters of one block."""
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        matrices = 2 * self.dim * (heads + kv_heads) + (2 + self.gated) * self.dim * self.ffn_dim
+        matrices = self.num_matrix_parameters // self.num_layers
         norms = 2 * self.norm_parameters + self.qk_norm * 2 * self.head_dim
         biases = self.attention_bias * (heads + 2 * kv_heads) + self.out_bias * self.dim
         return matrices + norms + biases + self.ffn_bias * ((1 + self.gated) * self.ffn_dim + self.dim)
@@ -172,10 +179,9 @@ class ModelConfig(Config):
         A multiply and an add are two.  The causal half of the attention square counts, as in Megatron-LM;
         norms, softmax and activations don't.
         """
-        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        matrices = 2 * self.dim * (heads + kv_heads) + (2 + self.gated) * self.dim * self.ffn_dim
+        heads = self.num_heads * self.head_dim
         attention = 2 * row_tokens * heads  # two products over the row_tokens / 2 positions seen on average
-        return self.num_layers * (2 * matrices + attention) + 2 * self.dim * self.vocabulary
+        return 2 * self.num_matrix_parameters + self.num_layers * attention + 2 * self.dim * self.vocabulary
 
     def flops_per_token(self, row_tokens: int) -> int:
         """Model FLOPs of a training step per token: forward once, backward twice, nothing recomputed."""
@@ -188,9 +194,7 @@ class ModelConfig(Config):
     @property
     def num_matrix_parameters(self) -> int:
         """Parameters in the blocks' matrices: those that Muon updates."""
-        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        matrices = 2 * self.dim * (heads + kv_heads) + (2 + self.gated) * self.dim * self.ffn_dim
-        return self.num_layers * matrices
+        return self.num_layers * sum(inputs * outputs for inputs, outputs in self.matrix_shapes)
 
     def state_bytes(self, optimizer: Literal["adamw", "muon"] = "adamw") -> int:
         """Bytes of weights, gradients and optimizer in float32: 16 per parameter, 12 where Muon updates."""

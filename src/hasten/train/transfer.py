@@ -74,9 +74,6 @@ def orthogonal_flops(model: ModelConfig) -> int:
 
     Each quintic is two products of [R, C] with its like or a square, and one of squares; the bound is four.
     """
-    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    inner = [(model.dim, model.ffn_dim)] * (2 + model.gated)
-    shapes = [(model.dim, heads)] * 2 + [(model.dim, kv_heads)] * 2 + inner
-    sides = [(min(shape), max(shape)) for shape in shapes]
+    sides = [(min(shape), max(shape)) for shape in model.matrix_shapes]
     once = sum(len(COEFFICIENTS) * (2 * r * r * c + r**3) + SQUARINGS * r**3 for r, c in sides)
     return 2 * model.num_layers * once

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hasten.ops.kernels.library import address, library, on_cpu
+from hasten.ops.kernels.library import address, kernels, on_cpu
 
 WIDEST = 256
 
@@ -114,13 +114,6 @@ def forward(query: Tensor, key: Tensor, value: Tensor, sight: Sight, lse: Tensor
         *map(address, (query, key, value, sight.segments, out, lse)),
     )
     return out
-
-
-def kernels() -> ctypes.CDLL:
-    """The library, which `kernel_attends` has seen."""
-    found = library()
-    assert found is not None
-    return found
 
 
 def dense(heads: Tensor) -> Tensor:

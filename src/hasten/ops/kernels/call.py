@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.ops.kernels.library import address, library, on_cpu
+from hasten.ops.kernels.library import address, kernels, on_cpu
 
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -22,7 +22,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> int:
 
     What it returns has a meaning only where it is an int.
     """
-    return getattr(library(), f"{name}_{SUFFIX[dtype]}")(*map(in_c, arguments))
+    return getattr(kernels(), f"{name}_{SUFFIX[dtype]}")(*map(in_c, arguments))
 
 
 def in_c(argument: Any) -> Any:

@@ -41,6 +41,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def kernels() -> ctypes.CDLL:
+    """The library, for those who have seen that it is there."""
+    found = library()
+    assert found is not None
+    return found
+
+
 def why_not() -> str | None:
     """Why there are no kernels here, in words, or None."""
     if os.environ.get("HASTEN_KERNELS", "on") == "off":
