@@ -14,7 +14,8 @@ from hasten.core.config import parse
 from hasten.core.errors import CheckpointError, ConfigError
 from hasten.core.files import write_json
 from hasten.model.config import ModelConfig
-from hasten.model.families import Family, Fields, combine, family_named, family_of
+from hasten.model.families.base import Family, Fields, combine
+from hasten.model.families.registry import family_named, family_of
 from hasten.model.transformer import Decoder
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -29,7 +30,8 @@ def load_hugging_face(folder: Path) -> Decoder:
     family, config = read_config(folder / CONFIG)
     with torch.device("meta"):
         model = Decoder(config)
-    theirs = {name.removeprefix(family.prefix): t for name, t in read_tensors(folder).items()}
+    tensors = read_tensors(folder)
+    theirs = {short: tensors[name] for short, name in family.plain_names(tensors, str(folder)).items()}
     model.load_state_dict(translate(theirs, model, family, folder), assign=True)
     return model
 
@@ -93,29 +95,35 @@ def translate(theirs: dict[str, Tensor], model: Decoder, family: Family, folder:
     sources = family.sources(model.config)
     state = {}
     for name, parameter in model.named_parameters():
-        source = sources.get(name)
-        their_name = source.name if source else family.head
-        tensor = theirs.get(their_name)
+        source = sources[name]
+        tensor = theirs.get(source.name)
         if tensor is None:
-            raise CheckpointError(f"{folder}: has no tensor '{their_name}', which {CONFIG} asks for")
-        ours = source.extract(tensor) if source else tensor
+            raise CheckpointError(f"{folder}: has no tensor '{source.name}', which {CONFIG} asks for")
+        ours = source.extract(tensor)
         if ours.shape != parameter.shape:
             raise CheckpointError(
-                f"{folder}: '{their_name}' is {list(tensor.shape)}, which gives {list(ours.shape)} for {name}"
-                f" where {CONFIG} asks for {list(parameter.shape)}"
+                f"{folder}: '{source.name}' is {list(tensor.shape)}, which gives {list(ours.shape)} for"
+                f" {name} where {CONFIG} asks for {list(parameter.shape)}"
             )
         state[name] = ours.float()
-    used = {source.name for source in sources.values()} | {family.head}
-    for name in theirs:
-        if name not in used and not name.endswith(family.leftovers):
-            raise CheckpointError(f"{folder}: the tensor '{name}' has no place in the model of {CONFIG}")
-    tied = theirs.get(family.head) if model.head is None else None
-    if tied is not None and not torch.equal(tied.float(), state["embedding.weight"]):
-        raise CheckpointError(
-            f"{folder}: '{family.head}' differs from the embedding, yet {CONFIG} ties them; set"
-            " tie_word_embeddings to false"
-        )
+    check_leftovers(theirs, model.config, family, folder)
     return state
+
+
+def check_leftovers(theirs: dict[str, Tensor], config: ModelConfig, family: Family, folder: Path) -> None:
+    """Refuse a tensor that has no place, or that is a copy and differs from what it should repeat."""
+    used = {source.name for source in family.sources(config).values()}
+    copies, derived = family.copies(config), family.derived(config)
+    for name, tensor in theirs.items():
+        if name in copies and not torch.equal(tensor, theirs[copies[name]]):
+            raise CheckpointError(
+                f"{folder}: '{name}' differs from the embedding '{copies[name]}', yet {CONFIG} ties them; set"
+                " tie_word_embeddings to false"
+            )
+        if name in derived and not torch.allclose(tensor.float(), derived[name](), atol=1e-5):
+            raise CheckpointError(f"{folder}: '{name}' is not what {CONFIG} makes of it, and cannot be kept")
+        if name not in {*used, *copies, *derived} and not name.endswith(family.leftovers):
+            raise CheckpointError(f"{folder}: the tensor '{name}' has no place in the model of {CONFIG}")
 
 
 def save_hugging_face(model: Decoder, folder: Path) -> None:
@@ -129,13 +137,10 @@ def save_hugging_face(model: Decoder, folder: Path) -> None:
     tensors = {}
     for name, parameter in model.state_dict().items():
         value = parameter.detach().cpu()
-        if name not in sources:
-            tensors[family.head] = value
-            continue
         source = sources[name]
         parts[source.name][source.part] = value
         if len(parts[source.name]) == source.parts:
-            tensors[family.prefix + source.name] = combine(parts[source.name], source)
+            tensors[family.written_name(source)] = combine(parts[source.name], source)
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
