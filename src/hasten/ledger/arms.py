@@ -8,8 +8,9 @@ import torch
 
 from hasten.core import config
 from hasten.core.allocator import allocator_environment
-from hasten.ledger.techniques import TECHNIQUES, Technique, Words
+from hasten.ledger.techniques import TECHNIQUES, Technique
 from hasten.recipe import Recipe
+from hasten.report.frame import Words
 
 Kind = Literal["full", "without", "with", "plain", "stair"]
 

@@ -27,10 +27,11 @@ from hasten.ledger.figures import WARM_LINES, make_rows, pace
 from hasten.ledger.machine import BUSY_CORES, busy_seconds, measure_machine
 from hasten.ledger.page import write_page
 from hasten.ledger.table import show
-from hasten.ledger.techniques import Words, choose
+from hasten.ledger.techniques import choose
 from hasten.ledger.words import words
 from hasten.ops.kernels.library import library
 from hasten.recipe import Recipe
+from hasten.report.frame import Words
 
 Purpose = Literal["pace", "learning"]
 LEARNING_SHARE = 0.5

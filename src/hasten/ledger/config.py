@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from hasten.core.config import Config
-from hasten.report.words import Language
+from hasten.report.frame import Language
 
 
 class BenchConfig(Config):

@@ -6,18 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from hasten.core.files import write_text
 from hasten.ledger.machine import BUSY_CORES
 from hasten.ledger.table import cells, span, times
 from hasten.ledger.techniques import TECHNIQUES
-from hasten.ledger.words import Words, arm_words, words
-from hasten.report import figures
+from hasten.ledger.words import WORDS, arm_words
 from hasten.report.chart import WIDTH, Scale, Tick, ticks
-from hasten.report.page import content_hash
-from hasten.report.words import Language
+from hasten.report.frame import Language, Words, both, page_environment, render_page
 
 HEIGHT = 20  # of a bar's drawing, in its own coordinates
 ROOM = 0.04  # of the range, left free at both ends
@@ -55,60 +50,29 @@ def write_page(ledger: dict[str, Any], path: Path, language: Language = "en") ->
 
 def render(ledger: dict[str, Any], language: Language) -> str:
     """The page as text."""
-    style = resources.files("hasten.report").joinpath("style.css").read_text(encoding="utf-8")
-    own = resources.files("hasten.ledger").joinpath("ledger.css").read_text(encoding="utf-8")
-    code = resources.files("hasten.ledger").joinpath("ledger.js").read_text(encoding="utf-8")
     rows = {row["arm"]: row for row in ledger["rows"]}
-    return (
-        template_environment()
-        .get_template("ledger.html")
-        .render(
-            ledger=ledger,
-            language=language,
-            style=style + own,
-            script=code,
-            script_hash=content_hash(code),
-            full=rows["full"],
-            plain=rows.get("plain"),
-            pictures=pictures(ledger["rows"]),
-            ladder=[row for row in ledger["rows"] if row["kind"] == "stair"],
-            table=[row for row in ledger["rows"] if row["kind"] != "stair"],
-            techniques=TECHNIQUES,
-            busy=busiest(ledger),
-        )
-    )
-
-
-def template_environment() -> Environment:
-    """Templates beside this file, every value escaped, an unknown name an error."""
-    environment = Environment(
-        loader=PackageLoader("hasten.ledger", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("hasten.ledger", WORDS)
     environment.globals |= {
-        "t": lambda key, *values: both(words(key, *values)),
-        "both": both,
         "arm": lambda row: both(arm_words(row)),
         "cells": cells,
         "width": WIDTH,
         "height": HEIGHT,
     }
-    environment.filters |= {
-        "compact": figures.compact,
-        "size": figures.size,
-        "times": lambda spread: times(spread).partition(" ")[0],
-        "span": span,
-        "significant": figures.significant,
-    }
-    return environment
-
-
-def both(text: Words) -> Markup:
-    """Words in both languages, of which the page shows one."""
-    return Markup('<span lang="en">{}</span><span lang="zh">{}</span>').format(*text)
+    environment.filters |= {"times": lambda spread: times(spread).partition(" ")[0], "span": span}
+    return render_page(
+        environment,
+        "ledger.html",
+        language,
+        styles=[resources.files("hasten.ledger") / "ledger.css"],
+        ledger=ledger,
+        full=rows["full"],
+        plain=rows.get("plain"),
+        pictures=pictures(ledger["rows"]),
+        ladder=[row for row in ledger["rows"] if row["kind"] == "stair"],
+        table=[row for row in ledger["rows"] if row["kind"] != "stair"],
+        techniques=TECHNIQUES,
+        busy=busiest(ledger),
+    )
 
 
 def pictures(rows: Sequence[Row]) -> list[Picture]:

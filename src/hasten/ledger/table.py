@@ -9,7 +9,7 @@ from rich.text import Text
 from hasten.core.console import say
 from hasten.ledger.words import WORDS, arm_words
 from hasten.report.figures import compact, significant, size
-from hasten.report.words import Language
+from hasten.report.frame import Language
 
 Row = dict[str, Any]
 

@@ -20,10 +20,8 @@ from hasten.model.presets import GPT
 from hasten.ops.attention import fused_attention
 from hasten.ops.kernels import library
 from hasten.recipe import Recipe
+from hasten.report.frame import Words
 from hasten.train import engine, optim, run
-
-Words = tuple[str, str]
-"""English and Chinese."""
 
 
 def nothing() -> None:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from hasten.ledger.techniques import TECHNIQUES, Words
+from hasten.ledger.techniques import TECHNIQUES
+from hasten.report.frame import Words
 
 WORDS: dict[str, Words] = {
     "language": ("Language", "语言"),

@@ -3,16 +3,13 @@
 Styles, pictures and the little script are inside; every text from a run's files is escaped by the template.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from pydantic import Field
 
 from hasten.core.config import Config
@@ -22,8 +19,9 @@ from hasten.report import figures
 from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
 from hasten.report.curves import AXES, figure_curves, loss_curves
 from hasten.report.files import RunFiles, read_runs
+from hasten.report.frame import Language, page_environment, render_page, translated
 from hasten.report.summary import figures_of, rows
-from hasten.report.words import WORDS, Language
+from hasten.report.words import WORDS
 from hasten.train.times import PARTS
 
 TIME_WORDS = ("start", "data_wait", "forward_backward", "optimizer", "looks", "checkpoints", "rest")
@@ -56,57 +54,32 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
     """The page as text."""
     summaries = [figures_of(run) for run in runs]
     drawn = charts(runs)
-    script, style = (resources.files("hasten.report") / name for name in ("script.js", "style.css"))
-    code = script.read_text(encoding="utf-8")
-    return (
-        template_environment()
-        .get_template("page.html")
-        .render(
-            runs=runs,
-            names=[run.name for run in runs],
-            alone=len(runs) == 1,
-            summaries=summaries,
-            rows=rows(summaries),
-            charts=drawn,
-            axes=[axis for axis in AXES if all(any(p.axis == axis for p in chart.panels) for chart in drawn)],
-            bars=bars(runs),
-            against_lzma=against_lzma(summaries[0]),
-            differences=differences(runs),
-            language=language,
-            style=style.read_text(encoding="utf-8"),
-            script=code,
-            script_hash=content_hash(code),
-            width=WIDTH,
-            height=HEIGHT,
-        )
+    folder = resources.files("hasten.report")
+    environment = page_environment("hasten.report", WORDS)
+    environment.globals |= {"colours": COLOURS, "troubled": troubled, "time_bars": time_bars}
+    return render_page(
+        environment,
+        "page.html",
+        language,
+        scripts=[folder / "script.js"],
+        runs=runs,
+        names=[run.name for run in runs],
+        alone=len(runs) == 1,
+        summaries=summaries,
+        rows=rows(summaries),
+        charts=drawn,
+        axes=[axis for axis in AXES if all(any(p.axis == axis for p in chart.panels) for chart in drawn)],
+        bars=bars(runs),
+        against_lzma=against_lzma(summaries[0]),
+        differences=differences(runs),
+        width=WIDTH,
+        height=HEIGHT,
     )
-
-
-def content_hash(script: str) -> str:
-    """The name by which the page's security policy allows this script and no other."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
-
-
-def template_environment() -> Environment:
-    """Templates beside this file, every value escaped, an unknown name an error."""
-    environment = Environment(
-        loader=PackageLoader("hasten.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"t": translate, "colours": COLOURS, "troubled": troubled, "time_bars": time_bars}
-    environment.filters |= {
-        name: getattr(figures, name) for name in ("significant", "compact", "size", "duration", "percent")
-    }
-    return environment
 
 
 def translate(key: str, *values: str) -> Markup:
     """A word in both languages, of which the page shows one; `values` stand where it has `{}`."""
-    english, chinese = (escape(text.format(*values)) for text in WORDS[key])
-    return Markup('<span lang="en">{}</span><span lang="zh">{}</span>').format(english, chinese)
+    return translated(WORDS[key], *values)
 
 
 def charts(runs: Sequence[RunFiles]) -> list[Chart]:

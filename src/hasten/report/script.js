@@ -37,6 +37,3 @@ for (const panel of document.querySelectorAll(".panel")) {
   });
   area.addEventListener("pointerleave", () => { cursor.hidden = readout.hidden = true; });
 }
-for (const choice of document.querySelectorAll("[name=language]")) {
-  choice.addEventListener("change", () => { document.documentElement.lang = choice.id.slice(5); });
-}

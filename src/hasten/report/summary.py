@@ -13,7 +13,8 @@ from hasten.core.files import write_json
 from hasten.report.curves import number
 from hasten.report.figures import compact, duration, percent, significant
 from hasten.report.files import RunFiles, read_run, read_runs
-from hasten.report.words import Language, word
+from hasten.report.frame import Language
+from hasten.report.words import word
 
 RECENT = 50  # the final training loss is the mean over the last fiftieth of the lines
 

@@ -1,10 +1,8 @@
 """The page's own words, English and Chinese.  Words from a run's files are never translated."""
 
-from typing import Literal
+from hasten.report.frame import Language, Words
 
-Language = Literal["en", "zh"]
-
-WORDS: dict[str, tuple[str, str]] = {
+WORDS: dict[str, Words] = {
     # head
     "report": ("Training report", "训练报告"),
     "comparison": ("Comparison of runs", "训练对比"),
