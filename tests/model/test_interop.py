@@ -190,7 +190,7 @@ def test_a_damaged_or_absent_file_is_named(tmp_path):
     make_theirs("llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read .* it is cut short"):
         load_hugging_face(tmp_path)
     weights.unlink()
     with pytest.raises(CheckpointError, match="hasten reads safetensors only"):

@@ -1,147 +1,265 @@
-"""Hugging Face checkpoints: `config.json` and safetensors, in both directions, with equal logits."""
+"""Hugging Face checkpoints: `config.json` and safetensors, in both directions, with equal logits.
+
+Nothing of a folder is imported or run, and nothing that it says is passed over: what hasten cannot hold is
+refused by name.
+"""
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hasten.core.config import parse
 from hasten.core.errors import CheckpointError, ConfigError
 from hasten.core.files import write_json
+from hasten.core.foreign import file_inside, read_json
 from hasten.model.config import ModelConfig
-from hasten.model.families.base import Family, Fields, combine
+from hasten.model.families.base import Family, Fields, Source, combine
 from hasten.model.families.registry import family_named, family_of
 from hasten.model.transformer import Decoder
+from hasten.model.weights import INDEX, WEIGHTS, present, weights_in
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+CODE_FIELDS = ("auto_map", "custom_code", "custom_pipelines", "trust_remote_code")
+MAX_SHARD_BYTES = 5_000_000_000
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+Types = dict[str, torch.dtype]
+OnTensor = Callable[[int, int], None]
+"""Told of each tensor: how many are done, of how many."""
 
 
-def load_hugging_face(folder: Path) -> Decoder:
+def load_hugging_face(folder: Path, pickle: bool = False) -> Decoder:
     """The model in a Hugging Face folder, in float32 on the CPU, with dropout off.
 
     Whatever the folder says about the model that hasten cannot hold, or a tensor that is missing, has another
     shape or is left over, is a `CheckpointError`.
     """
+    return load_with_types(folder, pickle)[0]
+
+
+def load_with_types(
+    folder: Path, pickle: bool = False, on_tensor: OnTensor = lambda done, total: None
+) -> tuple[Decoder, Types]:
+    """As `load_hugging_face`, with the type in which each parameter came."""
     family, config = read_config(folder / CONFIG)
     with torch.device("meta"):
         model = Decoder(config)
-    tensors = read_tensors(folder)
-    theirs = {short: tensors[name] for short, name in family.plain_names(tensors, str(folder)).items()}
-    model.load_state_dict(translate(theirs, model, family, folder), assign=True)
-    return model
+    tensors = weights_in(folder, pickle)
+    theirs = Renamed(tensors, family.plain_names(tensors, str(folder)))
+    state, types = translate(theirs, model, family, folder, on_tensor)
+    model.load_state_dict(state, assign=True)
+    return model, types
+
+
+class Renamed(Mapping[str, Tensor]):
+    """`tensors` by other names: {new name: name}."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self.tensors, self.names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.names[name]]
+
+    def __iter__(self) -> Any:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def read_config(path: Path) -> tuple[Family, ModelConfig]:
     """The architecture that a `config.json` describes, and its shape."""
-    fields = Fields(read_json(path), str(path))
-    family = family_named(fields.values.get("model_type"), str(path))
-    shape = family.read(fields)
-    fields.finish()
+    values = read_json(path)
+    refuse_code(values, path)
+    fields = Fields({**started(path.parent), **values}, str(path))
+    family = family_named(values.get("model_type"), str(path))
     try:
+        shape = family.read(fields)
+        fields.finish()
         return family, parse(ModelConfig, shape, str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        # A family computes with what it reads: a word where it expects a number comes out here.
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); a Hugging Face folder has it"
+            f"{path}: a field is not of the kind that a {values['model_type']} has ({error}); take the file"
+            " that came with the weights"
         ) from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: is not JSON; fetch the folder again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: should hold a mapping, got {type(values).__name__}")
-    return values
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or from the files that its index names."""
-    names = [WEIGHTS]
-    if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{folder / INDEX}: has no weight_map; fetch the folder again")
-        names = sorted({str(name) for name in weight_map.values()})
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name:  # a file of strangers must not point outside of its folder
-            raise CheckpointError(f"{folder / INDEX}: names {name!r}, which is not a file of this folder")
-        tensors |= read_safetensors(folder / name)
-    return tensors
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; hasten reads safetensors only")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error}); fetch it again") from None
-
-
-def translate(theirs: dict[str, Tensor], model: Decoder, family: Family, folder: Path) -> dict[str, Tensor]:
-    """`theirs` as a state of `model`, every shape checked and no tensor left over."""
-    sources = family.sources(model.config)
-    state = {}
-    for name, parameter in model.named_parameters():
-        source = sources[name]
-        tensor = theirs.get(source.name)
-        if tensor is None:
-            raise CheckpointError(f"{folder}: has no tensor '{source.name}', which {CONFIG} asks for")
-        ours = source.extract(tensor)
-        if ours.shape != parameter.shape:
+def refuse_code(values: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file that wants a program of the folder's own to be run."""
+    for name in CODE_FIELDS:
+        if values.get(name):
             raise CheckpointError(
-                f"{folder}: '{source.name}' is {list(tensor.shape)}, which gives {list(ours.shape)} for"
-                f" {name} where {CONFIG} asks for {list(parameter.shape)}"
+                f"{path}: asks for code of its own ({name}: {json.dumps(values[name])[:80]}), and hasten runs"
+                " none; take a checkpoint of the same model that transformers holds without trust_remote_code"
             )
-        state[name] = ours.float()
+
+
+def started(folder: Path) -> dict[str, Any]:
+    """`decoder_start_token_id`, which newer folders keep in generation_config.json alone."""
+    if not present(folder / GENERATION):
+        return {}
+    values = read_json(file_inside(folder, GENERATION, str(folder)))
+    name = "decoder_start_token_id"
+    return {name: values[name]} if values.get(name) is not None else {}
+
+
+def translate(
+    theirs: Mapping[str, Tensor],
+    model: Decoder,
+    family: Family,
+    folder: Path,
+    on_tensor: OnTensor = lambda done, total: None,
+) -> tuple[dict[str, Tensor], Types]:
+    """`theirs` as a float32 state of `model`, and as what each came; shapes checked, no tensor left over."""
+    parameters, sources = dict(model.named_parameters()), family.sources(model.config)
     check_leftovers(theirs, model.config, family, folder)
-    return state
+    state, types = dict[str, Tensor](), Types()
+    for done, (their_name, names) in enumerate(wanted(parameters, sources).items()):
+        on_tensor(done, len(sources))
+        if their_name not in theirs:
+            raise CheckpointError(f"{folder}: has no tensor '{their_name}', which {CONFIG} asks for")
+        tensor = theirs[their_name]  # read once, however many of ours lie in it
+        whole = exact(tensor, f"{folder}: '{their_name}'")
+        for name in names:
+            ours = sources[name].extract(whole)
+            if ours.shape != parameters[name].shape:
+                raise CheckpointError(
+                    f"{folder}: '{their_name}' is {list(tensor.shape)}, which gives {list(ours.shape)} for"
+                    f" {name} where {CONFIG} asks for {list(parameters[name].shape)}"
+                )
+            state[name], types[name] = ours, tensor.dtype
+    return state, types
 
 
-def check_leftovers(theirs: dict[str, Tensor], config: ModelConfig, family: Family, folder: Path) -> None:
+def wanted(parameters: Mapping[str, Tensor], sources: Mapping[str, Source]) -> dict[str, list[str]]:
+    """Which parameters of ours each of their tensors holds."""
+    holders: dict[str, list[str]] = defaultdict(list)
+    for name in parameters:
+        holders[sources[name].name].append(name)
+    return holders
+
+
+def exact(tensor: Tensor, what: str) -> Tensor:
+    """`tensor` in float32 with every number kept; `what` begins the complaint where that cannot be."""
+    if tensor.dtype not in FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{what} is {kind}; hasten reads weights of 16, 32 and 64 bits, not quantized")
+    ours = tensor.float()
+    if not torch.isfinite(ours).all():
+        raise CheckpointError(f"{what} holds numbers that are infinite or none; the weights are damaged")
+    if tensor.dtype == torch.float64 and not torch.equal(ours.double(), tensor):
+        raise CheckpointError(
+            f"{what} is float64 and would be rounded; save it as float32 where it came from"
+        )
+    return ours
+
+
+def check_leftovers(theirs: Mapping[str, Tensor], config: ModelConfig, family: Family, folder: Path) -> None:
     """Refuse a tensor that has no place, or that is a copy and differs from what it should repeat."""
     used = {source.name for source in family.sources(config).values()}
     copies, derived = family.copies(config), family.derived(config)
-    for name, tensor in theirs.items():
-        if name in copies and not torch.equal(tensor, theirs[copies[name]]):
+    for name in theirs:
+        if name in copies and copies[name] in theirs and not torch.equal(theirs[name], theirs[copies[name]]):
             raise CheckpointError(
                 f"{folder}: '{name}' differs from the embedding '{copies[name]}', yet {CONFIG} ties them; set"
                 " tie_word_embeddings to false"
             )
-        if name in derived and not torch.allclose(tensor.float(), derived[name](), atol=1e-5):
+        if name in derived and not close(theirs[name].float(), derived[name]()):
             raise CheckpointError(f"{folder}: '{name}' is not what {CONFIG} makes of it, and cannot be kept")
-        if name not in {*used, *copies, *derived} and not name.endswith(family.leftovers):
+        if name not in {*used, *copies, *derived} and not name.endswith(family.leftovers or ("\0",)):
             raise CheckpointError(f"{folder}: the tensor '{name}' has no place in the model of {CONFIG}")
 
 
-def save_hugging_face(model: Decoder, folder: Path) -> None:
+def close(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    return theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-5)
+
+
+def save_hugging_face(
+    model: Decoder,
+    folder: Path,
+    *,
+    types: Mapping[str, torch.dtype] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_tensor: OnTensor = lambda done, total: None,
+) -> None:
     """Write `model` so that `transformers` loads it with equal logits.
 
-    `CheckpointError` where no architecture that we know of can hold it.
+    `types` says for each parameter in which type it is written (the model's own where it says nothing);
+    `extra` are fields that change no logit, such as the ids of special tokens.  `CheckpointError` where no
+    architecture that we know of can hold the model, or a type cannot hold a number.
     """
     family, fields = family_of(model.config)
-    sources = family.sources(model.config)
-    parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    tensors = {}
-    for name, parameter in model.state_dict().items():
-        value = parameter.detach().cpu()
-        source = sources[name]
-        parts[source.name][source.part] = value
-        if len(parts[source.name]) == source.parts:
-            tensors[family.written_name(source)] = combine(parts[source.name], source)
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    state, types = model.state_dict(), types or {}
+    parts: dict[str, dict[int, str]] = defaultdict(dict)
+    sources = {name: family.sources(model.config)[name] for name in state}
+    for name, source in sources.items():
+        parts[family.written_name(source)][source.part] = name
+    kinds = {theirs: types.get(ours[0], state[ours[0]].dtype) for theirs, ours in parts.items()}
+    sizes = {
+        theirs: sum(state[name].numel() for name in ours.values()) * kinds[theirs].itemsize
+        for theirs, ours in parts.items()
+    }
+
+    def tensor(theirs: str) -> Tensor:
+        values = {part: state[name].detach().cpu() for part, name in parts[theirs].items()}
+        return narrowed(combine(values, sources[parts[theirs][0]]), kinds[theirs], theirs)
+
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, {**fields, "dtype": dtype})
+    write_shards(folder, groups(sizes, max_shard_bytes), sizes, tensor, on_tensor)
+    main = max(kinds.values(), key=lambda kind: sum(sizes[n] for n in kinds if kinds[n] == kind))
+    write_json(folder / CONFIG, {**(extra or {}), **fields, "dtype": str(main).removeprefix("torch.")})
+
+
+def narrowed(tensor: Tensor, kind: torch.dtype, name: str) -> Tensor:
+    """`tensor` in the type `kind`, which must not turn a finite number into an infinite one."""
+    result = tensor.to(kind)
+    if not torch.equal(torch.isfinite(result), torch.isfinite(tensor)):
+        raise CheckpointError(
+            f"'{name}' holds numbers beyond {str(kind).removeprefix('torch.')}; write dtype=bfloat16"
+        )
+    return result
+
+
+def groups(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
+    """Names in order, cut into groups of at most `max_bytes`; a larger tensor is alone in its group."""
+    result: list[list[str]] = [[]]
+    room = max_bytes
+    for name, size in sizes.items():
+        if result[-1] and size > room:
+            result.append([])
+            room = max_bytes
+        result[-1].append(name)
+        room -= size
+    return result
+
+
+def write_shards(
+    folder: Path,
+    shards: list[list[str]],
+    sizes: Mapping[str, int],
+    tensor: Callable[[str], Tensor],
+    on_tensor: OnTensor,
+) -> None:
+    """One file, or several and an index; of the tensors only one file's are in memory at a time."""
+    weight_map, done = dict[str, str](), 0
+    for number, names in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {}
+        for name in names:
+            on_tensor(done, len(sizes))
+            tensors[name], weight_map[name], done = tensor(name), file, done + 1
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)

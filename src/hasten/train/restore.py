@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hasten.core.config import load
@@ -21,6 +19,7 @@ from hasten.core.errors import CheckpointError
 from hasten.core.files import MANIFEST, damage, read_manifest
 from hasten.model.config import ModelConfig
 from hasten.model.interop import load_hugging_face
+from hasten.model.safetensors_file import SafetensorsFile
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.optim import Optimizer
@@ -124,11 +123,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Decode
 
 
 def load_decoder(folder: Path, device: torch.device | str) -> Decoder:
-    """The model of a checkpoint, built without drawing weights that would be overwritten."""
+    """The model of a checkpoint, built without drawing weights that would be overwritten.
+
+    Its numbers are float32 whatever their type in the file: an imported model keeps the type it came in.
+    """
     with torch.device("meta"):
         model = Decoder(load(ModelConfig, folder / MODEL))
-    weights = read_tensors(folder, WEIGHTS)
-    compare(folder, "weight", weights, weights_of(model))
+    weights = SafetensorsFile(folder / f"{WEIGHTS}.safetensors")
+    compare(folder, "weight", weights.widened(), weights_of(model))
     model.to_empty(device=device)
     assign(model, weights)
     return model
@@ -191,12 +193,8 @@ def assign(model: Decoder, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(folder: Path, file: str) -> dict[str, Tensor]:
-    """The tensors of one safetensors file of a checkpoint; the library checks header and lengths."""
-    path = folder / f"{file}.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
+    """The tensors of one safetensors file of a checkpoint, after its header was checked."""
+    return dict(SafetensorsFile(folder / f"{file}.safetensors"))
 
 
 def read_mapping(folder: Path, file: str) -> dict[str, Any]:
