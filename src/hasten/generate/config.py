@@ -10,6 +10,8 @@ from hasten.core.config import Config
 from hasten.core.errors import DataError
 
 Positive = Annotated[int, Field(ge=1)]
+SOURCE_BEAMS = 5
+"""Beams where nothing is said and the model reads a source."""
 
 
 class GenerateConfig(Config):
@@ -42,6 +44,26 @@ class GenerateConfig(Config):
         description="choose the prompt's last token anew among those that begin with its text: a prompt may"
         " then end anywhere in a word or a line; false keeps its tokens as they are",
     )
+    no_repeat_ngram: Positive | None = Field(
+        None, description="no run of so many tokens comes twice in a text, its prompt included"
+    )
+    beams: Positive | None = Field(
+        None,
+        description="above 1: search for the likeliest text with so many beams, drawing nothing: temperature,"
+        " top_k, top_p and min_p take no part; null: 5 where the model reads a source (translation), else 1",
+    )
+    length_penalty: float = Field(
+        1.0, description="beam search: log p is divided by (tokens ** length_penalty); above 0 favours length"
+    )
+    length_rule: Literal["power", "gnmt"] = Field(
+        "power", description="gnmt: log p is divided by ((5 + tokens) / 6) ** length_penalty (Wu et al. 2016)"
+    )
+    early_stopping: bool | Literal["never"] = Field(
+        False,
+        description="beam search ends, true: with as many ended texts as beams; false: when the best beam is"
+        " not better than those as it stands; never: when it cannot become better",
+    )
+    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="a text does not end before")
     stop: tuple[str, ...] = Field((), description="strings at which a text ends")
     stop_at_end_of_text: bool = Field(True, description="end where the model ends the document")
     context_overflow: Literal["stop", "slide"] = Field(
@@ -65,12 +87,25 @@ class GenerateConfig(Config):
 
     @model_validator(mode="after")
     def check_greedy(self) -> "GenerateConfig":
-        if self.temperature == 0 and self.samples_per_prompt > 1:
+        if self.temperature == 0 and self.samples_per_prompt > 1 and (self.beams or 1) == 1:
             raise ValueError(
                 f"samples_per_prompt is {self.samples_per_prompt} and temperature 0: the same text each time;"
                 " write samples_per_prompt: 1 or temperature: 0.8"
             )
         return self
+
+    @model_validator(mode="after")
+    def check_beams(self) -> "GenerateConfig":
+        if 1 < (self.beams or 1) < self.samples_per_prompt:
+            raise ValueError(
+                f"samples_per_prompt is {self.samples_per_prompt} and beams {self.beams}: a search finds as many"
+                f" texts as it has beams; write beams: {self.samples_per_prompt} or more"
+            )
+        return self
+
+    def width(self, reads_source: bool) -> int:
+        """How many beams there are, for a model that reads a source or for a decoder; 1 is no search."""
+        return self.beams or (max(SOURCE_BEAMS, self.samples_per_prompt) if reads_source else 1)
 
     def all_prompts(self) -> list[str]:
         """`prompts`, then those of `prompts_file`; DataError where the file cannot be read or holds none."""
