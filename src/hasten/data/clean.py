@@ -182,11 +182,15 @@ CODE_RULES: dict[str, Rule] = {
 
 def mend(document: Document, config: CleanConfig) -> str:
     """The text with line breaks as `\\n`; prose also without mojibake and control characters, in NFC."""
-    text = document.text
+    return mended(document.text, config.repair and profile(document, config) == "prose")
+
+
+def mended(text: str, repair: bool) -> str:
+    """`mend` of a text alone; without `repair` only line breaks."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text.removeprefix("\ufeff")
-    if not config.repair or profile(document, config) != "prose":
+    if not repair:
         return text
     if text.isascii():
         return CONTROL.sub("", text)

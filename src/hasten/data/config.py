@@ -33,6 +33,12 @@ class SourceConfig(Config):
     hub_revision: str | None = Field(None, description="a commit, so that the same data come tomorrow")
     weight: float | None = Field(None, gt=0, description="share in the mixture; by default its size")
     text_field: str = Field("text", description="the field or column that holds the text")
+    source_field: str | None = Field(
+        None, description="pairs: the field or column that is read, for example en"
+    )
+    target_field: str | None = Field(
+        None, description="pairs: the field or column that is written, for example de"
+    )
     separator: str | None = Field(None, min_length=1, description="cuts plain text into documents")
 
     @model_validator(mode="before")
@@ -53,7 +59,23 @@ class SourceConfig(Config):
             )
         if self.name and not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name '{self.name}' becomes a file name; use letters, digits, '.', '_' and '-'")
+        if (self.source_field is None) != (self.target_field is None):
+            raise ValueError(
+                "a source of pairs has both source_field and target_field; give the other one too"
+            )
         return self
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether a row is a pair of texts."""
+        return self.source_field is not None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a row that hold text: one, or two of a pair."""
+        if self.source_field is not None and self.target_field is not None:
+            return self.source_field, self.target_field
+        return (self.text_field,)
 
     @property
     def title(self) -> str:
@@ -115,6 +137,56 @@ class CleanConfig(Config):
     )
 
 
+class PairsConfig(Config):
+    """Which pairs are dropped and mended: `clean` is made for documents and touches no pair.
+
+    A pair with an empty side always goes.  Of held-out sources nothing else does.
+    """
+
+    repair: bool = Field(
+        True, description="mend mojibake, compose to Unicode NFC, drop control characters on both sides"
+    )
+    max_words: int | None = Field(
+        None,
+        ge=1,
+        description="drop pairs with a longer side; a Chinese or Japanese character counts as a word",
+    )
+    max_ratio: float | None = Field(
+        9.0, ge=1, description="drop pairs with one side so many times as many words as the other; Moses: 9"
+    )
+    exact_duplicates: bool = Field(True, description="drop pairs that are equal on both sides")
+    near_duplicates: float | None = Field(
+        None, ge=0.5, le=1, description="as data.clean.near_duplicates, over the words of both sides"
+    )
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="what a pair does that fits no row; dropped ones are counted"
+    )
+
+
+class MaskingConfig(Config):
+    """What an encoder has to find out: drawn anew in every epoch (Liu et al. 2019, RoBERTa, 4.1).
+
+    The defaults are BERT's (Devlin et al. 2019, 3.1); modern encoders take `share: 0.3, as_mask: 1.0,
+    as_random: 0.0` (Wettig et al. 2023, "Should You Mask 15% in Masked Language Modeling?").
+    """
+
+    share: float = Field(0.15, gt=0, lt=1, description="of all tokens in a row that have to be predicted")
+    as_mask: float = Field(
+        0.8, ge=0, le=1, description="share of those that the model sees as the mask token"
+    )
+    as_random: float = Field(0.1, ge=0, le=1, description="share of those that it sees as a random token")
+    whole_words: bool = Field(True, description="all tokens of a word are chosen together, or none")
+
+    @model_validator(mode="after")
+    def check_shares(self) -> "MaskingConfig":
+        if self.as_mask + self.as_random > 1 + 1e-9:
+            raise ValueError(
+                f"as_mask ({self.as_mask}) and as_random ({self.as_random}) are more than all; write less:"
+                " the rest is seen as it is"
+            )
+        return self
+
+
 class SplitConfig(Config):
     """Which documents are held out.  Near-duplicates never end up on both sides: they are removed first."""
 
@@ -140,16 +212,29 @@ class SplitConfig(Config):
         return 0.0 if getattr(self, f"{split}_sources") else float(getattr(self, split))
 
 
+Examples = Literal["language_model", "masked", "pairs"]
+
+
 class DataConfig(Config):
     """Text to tokens: sources, cleaning, held-out splits and the tokenizer."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    examples: Examples | None = Field(
+        None,
+        description="what a row asks: the next token, masked tokens, or the target of a pair; null: what"
+        " model.kind learns from",
+    )
     clean: CleanConfig = CleanConfig()
+    pairs: PairsConfig = PairsConfig()
+    masking: MaskingConfig = MaskingConfig()
     split: SplitConfig = SplitConfig()
     tokenizer: TokenizerConfig | Path = Field(
         TokenizerConfig(), description="how to train one, or the path of one"
     )
-    row_tokens: int = Field(512, ge=2, description="tokens in one row of a batch")
+    row_tokens: int = Field(512, ge=2, description="tokens in one row of a batch; of pairs: target tokens")
+    source_row_tokens: int | None = Field(
+        None, ge=2, description="pairs: source tokens in one row of a batch; null: as many as row_tokens"
+    )
     decontaminate_against: tuple[SourceConfig, ...] = Field(
         (), description="benchmarks that training must not see"
     )
@@ -167,7 +252,40 @@ class DataConfig(Config):
                     raise ValueError(
                         f"two sources are called '{title}'; give one of them a `name:` of its own"
                     )
+        kinds = {source.is_pairs for source in self.all_sources}
+        if len(kinds) > 1:
+            raise ValueError(
+                "some sources are pairs and some are not; give all of them source_field and target_field,"
+                " or none"
+            )
+        if self.split.by == "position" and self.is_pairs:
+            raise ValueError("split.by: position cuts texts, and pairs stay whole; write document, or auto")
         weights = [source.weight is None for source in self.sources]
         if any(weights) and not all(weights):
             raise ValueError("some sources have a weight and some have none; give all of them one, or none")
         return self
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """Those of training and the held-out ones."""
+        return (*self.sources, *self.split.validation_sources, *self.split.test_sources)
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether rows are pairs of texts."""
+        return self.sources[0].is_pairs
+
+    @property
+    def source_tokens(self) -> int:
+        """Source tokens in one row of pairs, 0 without pairs."""
+        return (self.source_row_tokens or self.row_tokens) if self.is_pairs else 0
+
+    @property
+    def near_duplicates(self) -> float | None:
+        """From which likeness on a document, or a pair, repeats another; None looks for none."""
+        return self.pairs.near_duplicates if self.is_pairs else self.clean.near_duplicates
+
+    @property
+    def exact_duplicates(self) -> bool:
+        """Whether equal documents, or pairs, are looked for."""
+        return self.pairs.exact_duplicates if self.is_pairs else self.clean.exact_duplicates

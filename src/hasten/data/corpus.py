@@ -49,10 +49,9 @@ class Corpus:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         """Plan the rows of `prepared`/`split`; raises DataError if there is nothing to read."""
-        self.name, self.row_tokens = f"{prepared}/{split}", row_tokens
+        self.name, self.row_tokens, self.seed = f"{prepared}/{split}", row_tokens, seed
         plans = prepared.with_name(prepared.name + "-rows")
-        sources = open_split(prepared / split)
-        self.streams = [Stream(name, s, plan(s, row_tokens, plans)) for name, s in sources.items()]
+        self.streams = [self.open(name, s, plans) for name, s in open_split(prepared / split).items()]
         self.num_rows = sum(stream.rows.num_rows for stream in self.streams)
         self.num_tokens = sum(stream.rows.num_targets for stream in self.streams)
         self.num_bytes = sum(int(stream.shards.text_bytes.sum()) for stream in self.streams)
@@ -62,6 +61,10 @@ class Corpus:
         sizes = [stream.rows.num_rows for stream in self.streams]
         self.once: Order = Shuffled(sizes, seed)
         self.order = self.once if weights is None else Mixture(sizes, self.row_weights(weights), seed)
+
+    def open(self, name: str, shards: Shards, plans: Path) -> Stream:
+        """One source with the plan of its rows; `plans` is where a long plan is kept."""
+        return Stream(name, shards, plan(shards.lengths - 1, self.row_tokens, plans))  # n ids, n - 1 targets
 
     @property
     def utilisation(self) -> float:
@@ -154,9 +157,8 @@ class Corpus:
         return language_model(rows, self.row_tokens, self.pad_id, tuple(documents))
 
 
-def plan(shards: Shards, row_tokens: int, folder: Path) -> Rows:
-    """The rows of one source; `folder` keeps those of a large one."""
-    lengths = shards.lengths - 1  # n ids give n - 1 targets
+def plan(lengths: Integers, row_tokens: int, folder: Path) -> Rows:
+    """The rows of one source's documents of `lengths` [D]; `folder` keeps those of a large one."""
     if len(lengths) + int(lengths.sum()) // row_tokens > PIECES_IN_MEMORY:
         return pack_on_disk(lengths, row_tokens, folder)
     return pack(lengths, row_tokens)

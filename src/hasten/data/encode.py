@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hasten.core.files import TEMPORARY, sync, write_json
 from hasten.data.config import SplitConfig
 from hasten.data.formats import short_pieces
+from hasten.data.pairs import sides
 from hasten.data.shards import SUFFIX, ShardWriter
 from hasten.data.split import Split, split_of, split_text
 from hasten.data.stage import Advance, Part, TextWriter
@@ -22,7 +23,7 @@ TEXTS_SUFFIX = ".jsonl.zst"
 
 @dataclass
 class Counts:
-    """How much of something there is; `tokens` are targets: each document's tokens and its end."""
+    """How much of something there is; `tokens` are each text's tokens and its end, of a pair both sides'."""
 
     documents: int = 0
     tokens: int = 0
@@ -43,6 +44,7 @@ class Cut:
     keep: NDArray[np.bool_]
     config: SplitConfig
     by_document: bool
+    pairs: bool = False  # texts are pairs, split so that all targets of one source are on one side
 
     def texts(self) -> Iterator[tuple[Split, str, str]]:
         """(split, name, text) of every document, or piece of one, that is kept."""
@@ -51,6 +53,8 @@ class Cut:
                 continue
             if self.part.split != "train":
                 yield self.part.split, name, text
+            elif self.pairs:
+                yield split_of(sides(text)[0], self.config), name, text
             elif self.by_document:
                 yield split_of(name, self.config), name, text
             else:
@@ -102,11 +106,12 @@ class Encoder:
         """Write a part's shards, one for each split that it has documents of."""
         outputs: dict[Split, Output] = {}
         for batch in batches(cut.texts()):
-            encoded = encode_batch(self.tokenizer, [text for _, _, text in batch])
-            for (split, name, text), ids in zip(batch, encoded, strict=True):
+            parts = [sides(text) if cut.pairs else (text,) for _, _, text in batch]
+            encoded = iter(encode_batch(self.tokenizer, [part for each in parts for part in each]))
+            for (split, name, text), each in zip(batch, parts, strict=True):
                 if split not in outputs:
                     outputs[split] = Output(self.folder / split, cut.part, self.tokenizer, split != "train")
-                outputs[split].add(name, text, ids)
+                outputs[split].add(name, text, [(part, next(encoded)) for part in each])
             self.advance(sum(len(text.encode()) for _, _, text in batch))
         for output in outputs.values():
             output.close()
@@ -125,11 +130,13 @@ class Output:
             TextWriter(self.path.with_name(self.path.name + TEXTS_SUFFIX + TEMPORARY)) if texts else None
         )
 
-    def add(self, name: str, text: str, ids: NDArray[np.uint32]) -> None:
-        """Take in a document."""
-        size = len(text.encode())
-        self.shard.add(name, ids, size)
-        self.counts.add(Counts(1, len(ids) + 1, size))
+    def add(self, name: str, text: str, parts: list[tuple[str, NDArray[np.uint32]]]) -> None:
+        """Take in a document, or the two sides of a pair, which follow each other in the shard."""
+        for part, ids in parts:
+            size = len(part.encode())
+            self.shard.add(name, ids, size)
+            self.counts.add(Counts(0, len(ids) + 1, size))
+        self.counts.documents += 1
         if self.texts:
             self.texts.write(name, text)
 

@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,9 @@ PIECE_CHARACTERS = 1 << 20
 MAX_ROW_BYTES = 64 << 20
 BATCH_ROWS = 1024
 
-Row = tuple[int, str]  # its number in the file, from 1, and its text
+BETWEEN = "\x1e"  # between the two sides of a pair
+Row = tuple[int, str]  # its number in the file, from 1, and its text: the text of its fields
+Fields = tuple[str, ...]  # the names of one field, or of the two sides of a pair
 
 
 @dataclass
@@ -160,8 +162,8 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def jsonl_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
-    """The `field` of each line's object; blank lines are allowed."""
+def jsonl_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
+    """The `fields` of each line's object; blank lines are allowed."""
     seen = False
     for number, line in raw_lines(path):
         where = f"{path}:{number}"
@@ -176,21 +178,45 @@ def jsonl_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
             bad.note(where, f"is not JSON ({error})")
             continue
         if not isinstance(row, dict):
-            bad.note(where, f"holds {type(row).__name__} instead of an object with a field '{field}'")
+            bad.note(where, f"holds {type(row).__name__} instead of an object with a field '{fields[0]}'")
             continue
-        text = text_of(row, where, field, bad, required=not seen)
+        text = text_of(row, where, fields, bad, required=not seen)
         if text is not None:
             seen = True
             yield number, text
 
 
-def text_of(row: dict[str, Any], where: str, field: str, bad: BadLines, required: bool) -> str | None:
+def text_of(row: dict[str, Any], where: str, fields: Fields, bad: BadLines, required: bool) -> str | None:
     """The text in a row, or None where it is bad; if `required`, a missing field is the recipe's mistake."""
+    texts = []
+    for name in fields:
+        text = field_of(row, where, name, bad, setting_of(fields) if required else None)
+        if text is None:
+            return None
+        texts.append(text)
+    return joined(texts, where, bad)
+
+
+def joined(texts: Sequence[str], where: str, bad: BadLines) -> str | None:
+    """One text of all fields of a row, or None where it would not come apart again."""
+    if len(texts) > 1 and any(BETWEEN in text for text in texts):
+        bad.note(where, "holds the control character U+001E, which stands between the sides of a pair")
+        return None
+    return BETWEEN.join(texts)
+
+
+def setting_of(fields: Fields) -> str:
+    """What in the recipe names the fields."""
+    return "text_field: ..." if len(fields) == 1 else "source_field: ... and target_field: ..."
+
+
+def field_of(row: dict[str, Any], where: str, field: str, bad: BadLines, setting: str | None) -> str | None:
+    """The text of one field, or None where it is bad; with `setting`, a missing field is an error at once."""
     if field not in row:
         known = [str(name) for name in row]
         what = f"has no field '{field}'.{did_you_mean(field, known)} It has {', '.join(known) or 'none'}"
-        if required:
-            raise DataError(f"{where}: {what}; write text_field: ...")
+        if setting:
+            raise DataError(f"{where}: {what}; write {setting}")
         bad.note(where, what)
         return None
     text = row[field]
@@ -212,18 +238,18 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def text_of_rows(rows: Iterable[dict[str, Any]], where: str, field: str, bad: BadLines) -> Iterator[Row]:
-    """The `field` of each row of a data set."""
+def text_of_rows(rows: Iterable[dict[str, Any]], where: str, fields: Fields, bad: BadLines) -> Iterator[Row]:
+    """The `fields` of each row of a data set."""
     seen = False
     for number, row in enumerate(rows, 1):
-        text = text_of(row, f"{where}:{number}", field, bad, required=not seen)
+        text = text_of(row, f"{where}:{number}", fields, bad, required=not seen)
         if text is not None:
             seen = True
             yield number, text
 
 
-def csv_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
-    """A column of a table with one header line: .csv with quotes, .tsv with tabs and no quotes."""
+def csv_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
+    """Columns of a table with one header line: .csv with quotes, .tsv with tabs and no quotes."""
     csv.field_size_limit(MAX_ROW_BYTES)
     tabs = ".tsv" in path.suffixes
     reader = csv.reader(
@@ -233,6 +259,7 @@ def csv_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
         strict=True,
     )
     header: list[str] | None = None
+    columns: list[int] = []
     while True:
         number = reader.line_num + 1
         try:
@@ -243,20 +270,24 @@ def csv_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
         if cells is None:
             return
         if header is None:
-            header = header_with(cells, field, path)
+            header = header_with(cells, fields, path)
+            columns = [header.index(field) for field in fields]
         elif cells and len(cells) != len(header):
             bad.note(f"{path}:{number}", f"has {len(cells)} cells instead of {len(header)}")
         elif cells:
-            yield number, cells[header.index(field)]
+            text = joined([cells[column] for column in columns], f"{path}:{number}", bad)
+            if text is not None:
+                yield number, text
 
 
-def header_with(cells: list[str], field: str, path: Path) -> list[str]:
-    """The header line, which must name the column."""
-    if field not in cells:
-        raise DataError(
-            f"{path}: has no column '{field}'.{did_you_mean(field, cells)} It has {', '.join(cells)};"
-            " write text_field: ..."
-        )
+def header_with(cells: list[str], fields: Fields, path: Path) -> list[str]:
+    """The header line, which must name the columns."""
+    for name in fields:
+        if name not in cells:
+            raise DataError(
+                f"{path}: has no column '{name}'.{did_you_mean(name, cells)} It has {', '.join(cells)};"
+                f" write {setting_of(fields)}"
+            )
     return cells
 
 
@@ -269,17 +300,17 @@ def decoded_lines(path: Path) -> Iterator[str]:
             raise DataError(not_utf8(path, number, error)) from None
 
 
-def parquet_rows(path: Path, field: str, bad: BadLines) -> Iterator[Row]:
-    """A column of a Parquet file, read some rows at a time."""
+def parquet_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
+    """Columns of a Parquet file, read some rows at a time."""
     try:
         from pyarrow import ArrowException, parquet  # noqa: PLC0415  an optional package
     except ImportError:
         raise MissingExtraError("pyarrow", "parquet", f"{path}: reading Parquet") from None
     try:
         with parquet.ParquetFile(path) as file:
-            header_with(file.schema_arrow.names, field, path)
-            batches = file.iter_batches(BATCH_ROWS, columns=[field])
+            header_with(file.schema_arrow.names, fields, path)
+            batches = file.iter_batches(BATCH_ROWS, columns=[*fields])
             rows = (row for batch in batches for row in batch.to_pylist())
-            yield from text_of_rows(rows, str(path), field, bad)
+            yield from text_of_rows(rows, str(path), fields, bad)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: is damaged or not Parquet ({error}); make it again") from None

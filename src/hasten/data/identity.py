@@ -28,6 +28,7 @@ CODE = (
     "formats",
     "judge",
     "ngrams",
+    "pairs",
     "prepare",
     "repetition",
     "shards",
@@ -42,9 +43,10 @@ MEMO, MEMO_BYTES = "digests.json", 64 << 20  # digests of files from this size o
 def input_fingerprint(config: DataConfig) -> str:
     """The name of the folder that `prepare` makes: equal for equal texts and settings, wherever they lie.
 
-    Weights and the length of rows change no shard and are left out.
+    Weights, the length of rows and what is asked of them change no shard and are left out.
     """
     own = {"sources", "split", "decontaminate_against", "tokenizer", "row_tokens", "cache"}
+    own |= {"examples", "masking", "source_row_tokens", "pairs"}
     held_out = {"validation_sources", "test_sources"}
     memo = Memo(config.cache / MEMO)
 
@@ -54,6 +56,7 @@ def input_fingerprint(config: DataConfig) -> str:
     return fingerprint(
         {
             "settings": config.model_dump(mode="json", exclude=own),
+            "pairs": config.pairs.model_dump(mode="json", exclude={"too_long"}) if config.is_pairs else None,
             "split": config.split.model_dump(mode="json", exclude=held_out),
             "sources": identities(config.sources),
             "validation": identities(config.split.validation_sources),

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.data.config import CleanConfig
+from hasten.data.config import DataConfig
 from hasten.data.dedup import BANDS, LEAST_WORDS, Numbers, Rows, first_equal, near_duplicates
 from hasten.data.stage import BAND_KEYS, DIGESTS, LENGTHS, SIGNATURES, SIZES, Part
 from hasten.data.tally import EXAMPLES, Tally
@@ -19,7 +19,7 @@ class Judgement:
     """D documents in order of their parts, held-out sources first: of equal documents the first stays."""
 
     parts: list[Part]
-    config: CleanConfig
+    config: DataConfig
 
     @cached_property
     def held_out(self) -> NDArray[np.bool_]:

@@ -25,6 +25,9 @@ class Order(Protocol):
     def locate(self, numbers: Integers) -> tuple[Integers, Integers]:
         """[n] row numbers of the run -> ([n] sources, [n] rows of those sources)."""
 
+    def epochs(self, numbers: Integers) -> Integers:
+        """[n] row numbers of the run -> how many times each one's source was read before [n]."""
+
 
 class Shuffled:
     """All rows of all sources once an epoch, in an order of each epoch's own."""
@@ -37,6 +40,9 @@ class Shuffled:
         rows = shuffle(numbers, int(self.ends[-1]), f"{self.seed}")
         source = np.searchsorted(self.ends, rows, side="right")
         return source, rows - np.append(0, self.ends)[source]
+
+    def epochs(self, numbers: Integers) -> Integers:
+        return numbers // self.ends[-1]
 
 
 class Mixture:
@@ -58,6 +64,10 @@ class Mixture:
             mine = source == k
             rows[mine] = shuffle(turn[mine], size, f"{self.seed} {k}")
         return source, rows
+
+    def epochs(self, numbers: Integers) -> Integers:
+        source, turn = self.turns(numbers)
+        return turn // np.array(self.sizes, np.int64)[source]
 
     def turns(self, numbers: Integers) -> tuple[Integers, Integers]:
         """[n] row numbers -> which source's turn it is [n], and how many turns that source had before [n].

@@ -27,8 +27,10 @@ from hasten.core.files import damage, publish, replace_folder, sweep, write_json
 from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.contamination import RUN_WORDS, Protected
 from hasten.data.encode import TEXTS_SUFFIX, Counts, Cut, Encoder
+from hasten.data.formats import BETWEEN
 from hasten.data.identity import input_fingerprint, only_one
 from hasten.data.judge import Judgement
+from hasten.data.pairs import Pair, sides
 from hasten.data.shards import Shards, open_split
 from hasten.data.source import Document, documents, left_out, text_bytes
 from hasten.data.split import SPLITS, Split, by_document
@@ -92,6 +94,11 @@ class Prepared:
         for path in sorted((self.folder / split).glob(f"*{TEXTS_SUFFIX}")):
             source = path.name.removesuffix(TEXTS_SUFFIX)[: -len("-00000")]
             yield from (Document(name, text, source) for name, text in read_texts(path))
+
+    def pairs(self, split: Split) -> Iterator[Pair]:
+        """The pairs of `validation` or `test`, as texts."""
+        for document in self.texts(split):
+            yield Pair(document.id, *sides(document.text), document.source)
 
     def show(self) -> None:
         """Print what there is."""
@@ -174,7 +181,7 @@ class Preparation:
     def fill(self) -> None:
         """Everything from reading the sources to the record, which is written last."""
         parts = self.stage()
-        judgement = Judgement(parts, self.config.clean)
+        judgement = Judgement(parts, self.config)
         tally = judgement.tally()
         if self.progress:
             tally.show()
@@ -223,13 +230,20 @@ class Preparation:
             kept[part.split, part.source] += int(stays.sum())
         for (split, source), count in kept.items():
             if not count:
+                off = "" if self.config.is_pairs else ", or data.clean.profile=off"
                 raise DataError(
                     f"data: cleaning left no document of {source} ({split}); see above which rule did it and"
-                    " write null for its threshold, or data.clean.profile=off"
+                    f" write null for its threshold{off}"
                 )
         config = self.config.split
         return [
-            Cut(part, stays, config, by_document(config, kept[part.split, part.source]))
+            Cut(
+                part,
+                stays,
+                config,
+                by_document(config, kept[part.split, part.source]),
+                pairs=self.config.is_pairs,
+            )
             for part, stays in zip(parts, keep, strict=True)
         ]
 
@@ -242,7 +256,12 @@ class Preparation:
                     Tokenizer.load(config).save(temporary)
                 else:
                     texts = (text for cut in cuts for split, _, text in cut.texts() if split == "train")
-                    train(texts, config, self.progress).save(temporary)
+                    parts = (
+                        (part for text in texts for part in text.split(BETWEEN))
+                        if self.config.is_pairs
+                        else texts
+                    )
+                    train(parts, config, self.progress).save(temporary)
         return Tokenizer.load(folder)
 
     def encode(self, cuts: list[Cut], tokenizer: Tokenizer) -> dict[Split, dict[str, Counts]]:

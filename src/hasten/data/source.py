@@ -71,7 +71,7 @@ def documents(source: SourceConfig, bad: BadLines | None = None) -> Iterator[Doc
     """Every document of `source`, by sorted file names; only the current one is held."""
     bad = bad or BadLines("error")
     if source.hub is not None:
-        rows = formats.text_of_rows(hub_rows(source), source.hub, source.text_field, bad)
+        rows = formats.text_of_rows(hub_rows(source), source.hub, source.fields, bad)
         yield from (Document(f"{source.hub}:{line}", text, source.title) for line, text in rows)
     for file in files(source):
         yield from documents_of(file, source, bad)
@@ -80,9 +80,13 @@ def documents(source: SourceConfig, bad: BadLines | None = None) -> Iterator[Doc
 def documents_of(file: File, source: SourceConfig, bad: BadLines) -> Iterator[Document]:
     """The documents in one file."""
     if read_rows := ROWS.get(file.extension):
-        for line, text in read_rows(file.path, source.text_field, bad):
+        for line, text in read_rows(file.path, source.fields, bad):
             yield Document(f"{file.id}:{line}", text, source.title)
         return
+    if source.is_pairs:
+        raise DataError(
+            f"{file.path}: holds text, and pairs are rows with two fields; give {' '.join(sorted(ROWS))}"
+        )
     kind: Literal["prose", "code"] = "code" if file.extension in CODE else "prose"
     pieces = formats.pieces(formats.text_chunks(file.path), source.separator)
     first, second = next(pieces, ""), next(pieces, None)

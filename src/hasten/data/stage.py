@@ -23,6 +23,7 @@ from hasten.data.contamination import Protected
 from hasten.data.dedup import bands, digest, signatures
 from hasten.data.formats import BadLines
 from hasten.data.ngrams import Hashes
+from hasten.data.pairs import EMPTY_SIDE, look_pair
 from hasten.data.source import Document, documents
 from hasten.data.split import Split
 from hasten.data.tally import Tally
@@ -185,7 +186,7 @@ class Stage:
         """Read documents from `stream` until the part is full or there are no more."""
         bad.count, bad.examples = 0, []
         with publish(folder, note) as temporary:
-            draft = Draft(temporary, self.config.clean.near_duplicates is not None)
+            draft = Draft(temporary, self.config.near_duplicates is not None)
             last = True
             for document in stream:
                 self.take(document, draft, held_out=note["split"] != "train")
@@ -205,15 +206,17 @@ class Stage:
 
         Of held-out sources only empty documents go: what to test on is not for the rules to choose.
         """
-        config = self.config.clean
-        text, found, rule = look(document, config)
-        size = len(text.encode())
+        if self.config.is_pairs:
+            text, found, rule = look_pair(document.text, self.config.pairs)
+        else:
+            text, found, rule = look(document, self.config.clean)
+        size, share = len(text.encode()), self.config.clean.contamination
         draft.tally.documents += 1
         draft.tally.bytes += size
         self.advance(size)
-        if rule and (not held_out or rule == EMPTY):
+        if rule and (not held_out or rule in {EMPTY, EMPTY_SIDE}):
             draft.tally.drop(rule, document.id, text)
-        elif not held_out and (passage := self.protected.passage_in(found.hashes, config.contamination)):
+        elif not held_out and (passage := self.protected.passage_in(found.hashes, share)):
             draft.tally.drop("contaminated", document.id, text, f"holds a passage of {passage}")
         else:
             draft.keep(document.id, text, found.hashes)

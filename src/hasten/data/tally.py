@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hasten.core.console import say
+from hasten.data.formats import BETWEEN
 
 EXAMPLES = 3
 SNIPPET_CHARACTERS = 80
@@ -22,7 +23,8 @@ class Dropped:
         self.documents += 1
         self.bytes += len(text.encode())
         if len(self.examples) < EXAMPLES:
-            snippet = " ".join(text[: 4 * SNIPPET_CHARACTERS].split())[:SNIPPET_CHARACTERS]
+            shown = text[: 4 * SNIPPET_CHARACTERS].replace(BETWEEN, " → ")
+            snippet = " ".join(shown.split())[:SNIPPET_CHARACTERS]
             self.examples.append({"id": name, "text": snippet, **({"note": note} if note else {})})
 
 
