@@ -64,7 +64,7 @@ class Row:
         """`ids` are the prompt's; `on_piece` receives the text as it grows."""
         self.prompt, self.seed, self.config = prompt, seed, config
         self.ids, self.first = heal(ids, tokenizer) if config.heal_prompt else (ids, None)
-        self.max_positions, self.eot_id = max_positions, tokenizer.eot_id
+        self.max_positions, self.end_ids = max_positions, tokenizer.end_ids
         self.num_prompt_tokens = len(self.ids)
         self.most_tokens = config.max_new_tokens + (self.first is not None)
         self.start = 0  # of what the model still has in its context
@@ -92,7 +92,7 @@ class Row:
     def push(self, token: int) -> bool:
         """Take the next token; False when the row has ended with it."""
         self.ids.append(token)
-        if token == self.eot_id and self.config.stop_at_end_of_text:
+        if token in self.end_ids and self.config.stop_at_end_of_text:
             self.stopped_by = "end_of_text"
         elif self.text.push(token):
             self.stopped_by = "stop"

@@ -1,16 +1,18 @@
 """Tokenizer files from anywhere: sizes bounded, every fault a DataError that names the file."""
 
 import gzip
-import json
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 from hasten.core.errors import DataError
+from hasten.core.foreign import mapping
 
 FILE, ROLES_FILE = "tokenizer.json", "tokenizer_config.json"
+SPECIAL_FILE, GENERATION_FILE = "special_tokens_map.json", "generation_config.json"
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_FILE_BYTES = 1 << 28  # the largest published tokenizer.json are about 35 MB
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -22,23 +24,6 @@ def byte_level(pattern: str) -> pre_tokenizers.PreTokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
     return pre_tokenizers.Sequence(parts)
-
-
-def load_gpt2(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's two files as a tokenizer."""
-    vocab_file, merges_file = find(folder, "vocab.json"), find(folder, "merges.txt")
-    if vocab_file is None or merges_file is None:
-        raise DataError(f"{folder}: has vocab.json but no merges.txt; put both files there")
-    lines = read_text(merges_file).splitlines()
-    merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    try:
-        vocab = json.loads(read_text(vocab_file))
-        inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:
-        raise DataError(f"{folder}: vocab.json and merges.txt do not make a tokenizer ({error})") from None
-    inner.pre_tokenizer, inner.decoder = byte_level(GPT2_PATTERN), decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
-    return inner
 
 
 def find(folder: Path, name: str) -> Path | None:
@@ -73,14 +58,36 @@ def parse(text: str, file: Path) -> tokenizers.Tokenizer:
         raise DataError(f"{file}: is not a {FILE} of the tokenizers library ({error})") from None
 
 
-def read_roles(file: Path) -> dict[str, str]:
-    """The spellings of special roles in a Hugging Face `tokenizer_config.json`, {} without the file."""
+def read_settings(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file beside a tokenizer, {} without the file."""
     if not file.exists():
         return {}
-    try:
-        config: dict[str, Any] = json.loads(read_text(file))
-        entries = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token")}
-        spelled = {name: e["content"] if isinstance(e, dict) else e for name, e in entries.items()}
-    except (ValueError, AttributeError, KeyError, RecursionError):
-        raise DataError(f"{file}: is not the JSON of a tokenizer's roles; correct or remove it") from None
-    return {name: value for name, value in spelled.items() if isinstance(value, str)}
+    return mapping(read_text(file).encode(), str(file), DataError)
+
+
+def read_spellings(folder: Path) -> dict[str, str]:
+    """How a folder spells its special tokens: {"bos_token": "<s>", ...}; {} where it does not say.
+
+    `tokenizer_config.json` has the last word, before the older `special_tokens_map.json`.
+    """
+    spelled: dict[str, str] = {}
+    for name in (SPECIAL_FILE, ROLES_FILE):
+        for role, entry in read_settings(folder / name).items():
+            word = entry.get("content") if isinstance(entry, dict) else entry
+            if role in ROLES and isinstance(word, str):
+                spelled[role] = word
+    return spelled
+
+
+def read_ends(folder: Path, vocab_size: int) -> frozenset[int]:
+    """All ids that end a text by `generation_config.json`: a chat model has one for an answer's end, too."""
+    file = folder / GENERATION_FILE
+    ends = read_settings(file).get("eos_token_id")
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for id in ids:
+        if type(id) is not int or not 0 <= id < vocab_size:
+            raise DataError(
+                f"{file}: ends texts with the token {str(id)[:40]}, which the tokenizer of {vocab_size:,}"
+                " does not have; correct eos_token_id"
+            )
+    return frozenset(ids)

@@ -17,7 +17,8 @@ from tokenizers import decoders
 
 from hasten.core.errors import DataError
 from hasten.core.files import write_json, write_text
-from hasten.tokenizer.files import FILE, ROLES_FILE, find, load_gpt2, parse, read_roles, read_text
+from hasten.tokenizer.files import FILE, ROLES_FILE, parse, read_ends, read_spellings, read_text
+from hasten.tokenizer.older import rebuilt
 
 # How the tokenizers in use spell each role, most specific first.
 END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -42,7 +43,8 @@ class Tokenizer:
     """Text to ids and back.
 
     `bos_id` begins every document and `eot_id` ends it; many tokenizers, ours among them, use one
-    token for both.  `pad_id` fills rows; it is `eot_id` where there is no token for that.
+    token for both.  `pad_id` fills rows; it is `eot_id` where there is no token for that.  `end_ids` are all
+    that end a text while it is written: `eot_id`, and those that a folder's `generation_config.json` adds.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
@@ -63,6 +65,7 @@ class Tokenizer:
         begin, padding = self.role(roles.get("bos_token"), BEGIN), self.role(roles.get("pad_token"), PADDING)
         self.bos_id = end if begin is None else begin
         self.pad_id = end if padding is None else padding
+        self.end_ids = frozenset({end})
 
     def role(self, spelled: str | None, known: Sequence[str]) -> int | None:
         """The id of `spelled`, or else of the first well-known spelling that is a special token here."""
@@ -78,21 +81,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
-        """Read a `tokenizer.json`, or a folder with one, or a folder with GPT-2's vocab.json and merges.txt.
+        """Read a `tokenizer.json`, a folder with one, or a folder with the older files of GPT-2 or BERT.
 
-        The two GPT-2 files may be gzipped.  Raises DataError for anything missing or malformed.
+        The older files may be gzipped.  Raises DataError for anything missing or malformed.
         """
         path = Path(path)
         file = path / FILE if path.is_dir() else path
-        if path.is_dir() and not file.exists() and find(path, "vocab.json"):
-            return cls(load_gpt2(path))
-        if not file.is_file():
-            raise DataError(f"{path}: there is no {FILE} here; give the file or a folder that holds it")
-        inner = parse(read_text(file), file)
+        inner = None if file.exists() or not path.is_dir() else rebuilt(path)
+        if inner is None:
+            if not file.is_file():
+                raise DataError(f"{path}: there is no {FILE} here; give the file or a folder that holds it")
+            inner = parse(read_text(file), file)
+        spellings = read_spellings(file.parent)
         try:
-            return cls(inner, read_roles(file.with_name(ROLES_FILE)))
+            tokenizer = cls(inner, spellings)
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
+        tokenizer.end_ids |= read_ends(file.parent, tokenizer.vocab_size)
+        return tokenizer
 
     def save(self, folder: Path | str) -> Path:
         """Write `tokenizer.json` and, beside it, which token has which role; return the former's path."""
