@@ -48,12 +48,12 @@ def search(
 ) -> list[list[Hypothesis]]:
     """Beam search of prompts [S, P] without a cache: `follow(source of each beam, its tokens)` -> [N, V]."""
     rules = Rules(config.beams or 1, config.length_penalty, config.length_rule, config.early_stopping)
-    beams = Beams(torch.full((len(prompts),), config.max_new_tokens), eot_id, rules)
+    beams = Beams(torch.full((len(prompts),), config.max_new_tokens), [eot_id], rules)
     while beams.open:
         source = beams.sources.repeat_interleave(beams.scores.shape[1])
         log_probs = follow(source, beams.history).log_softmax(-1)
         history = torch.cat((prompts[source], beams.history), 1)
-        beams.step(constrained(log_probs, history, beams.length, config, eot_id))
+        beams.step(constrained(log_probs, history, beams.length, config, [eot_id]))
     return beams.results
 
 
@@ -176,7 +176,7 @@ def test_sources_of_one_search_do_not_see_each_other(early):
 
 def test_each_source_has_its_own_limit():
     limits = torch.tensor([3, 9, 1])
-    beams, follow = Beams(limits, END, Rules(3)), table(5, 10)
+    beams, follow = Beams(limits, [END], Rules(3)), table(5, 10)
     while beams.open:
         source = beams.sources.repeat_interleave(beams.scores.shape[1])
         beams.step(follow(source, beams.history).log_softmax(-1))
@@ -191,5 +191,5 @@ def test_a_wide_search_over_a_narrow_vocabulary_has_as_many_texts_as_there_are()
 
 
 def test_no_sources_are_no_search():
-    beams = Beams(torch.zeros(0, dtype=torch.int64), END, Rules(3))
+    beams = Beams(torch.zeros(0, dtype=torch.int64), [END], Rules(3))
     assert not beams.open and beams.results == []

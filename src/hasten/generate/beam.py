@@ -3,7 +3,7 @@
 Letters in shapes: S sources that are still open, W beams, C candidates, L tokens of a text, V vocabulary.
 
 A text of n tokens, its end included, scores log p / penalty(n): n^alpha, or ((5 + n) / 6)^alpha (Wu et al.
-2016, GNMT, equation 14).  The order of steps, the rule of two candidates a beam and the rules of stopping are
+2016, GNMT, equation 14).  The order of steps, the number of candidates and the rules of stopping are
 those of `transformers` 5, so the texts are too.
 """
 
@@ -72,21 +72,33 @@ class Texts:
         return Texts(self.scores[sources], self.tokens[sources], self.lengths[sources])
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a step came to, for the caller's cache.
+
+    `tokens` [S' * W'] continue the rows `rows` of the step before; of its sources, `sources` [S'] are open.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    sources: Tensor
+
+
 class Beams:
     """The search of several sources at once.
 
         beams = Beams(limits, eot_id, rules)
         while beams.open:
-            tokens, rows = beams.step(log_probs)  # [S * W, V] -> [S' * W'] each
+            taken = beams.step(log_probs)  # [S * W, V]
 
-    `rows` says which row of `log_probs` each token continues: the caller puts its cache in that order.  At
-    first every source has one beam.  Sources that are done leave, and their texts are in `results`.
+    At first every source has one beam.  Sources that are done leave, and their texts are in `results`.
     """
 
-    def __init__(self, limits: Tensor, eot_id: int, rules: Rules) -> None:
-        """`limits` [S]: so many tokens a text has at most; `eot_id` ends it, -1 is for texts without end."""
+    def __init__(self, limits: Tensor, end_ids: Sequence[int], rules: Rules) -> None:
+        """`limits` [S]: so many tokens a text has at most; each of `end_ids` ends it."""
         sources, longest = len(limits), int(limits.max()) if len(limits) else 0
-        self.limits, self.eot_id, self.rules = limits, eot_id, rules
+        self.limits, self.rules = limits, rules
+        self.end_ids = torch.tensor(sorted(end_ids), dtype=torch.int64, device=limits.device)
         self.length = 0
         self.sources = torch.arange(sources, device=limits.device)
         self.scores = torch.zeros(sources, 1, device=limits.device)  # log p of each beam
@@ -105,17 +117,18 @@ class Beams:
         """What each beam has so far, [S * W, n]."""
         return self.tokens[:, :, : self.length].flatten(0, 1)
 
-    def step(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Let every beam grow by a token: log-probabilities [S * W, V] -> tokens and rows [S' * W']."""
+    def step(self, log_probs: Tensor) -> Taken:
+        """Let every beam grow by a token: log-probabilities [S * W, V]."""
         width, beams, vocabulary = self.rules.width, self.scores.shape[1], log_probs.shape[-1]
         totals = (self.scores[..., None] + log_probs.view(-1, beams, vocabulary)).flatten(1)
-        # Two candidates a beam: were all of the first half to end, the second half would go on.
-        scores, places = totals.topk(min(2 * width, totals.shape[1]))  # [S, C]
+        # So many that `width` go on even where every ending there is stands before them.
+        candidates = max(2, 1 + len(self.end_ids)) * width
+        scores, places = totals.topk(min(candidates, totals.shape[1]))  # [S, C]
         parents, tokens = places // vocabulary, places % vocabulary
         texts = rows_of(self.tokens, parents)
         texts[..., self.length] = tokens
         self.length += 1
-        ends = (tokens == self.eot_id) | (self.length >= self.limits[:, None])
+        ends = torch.isin(tokens, self.end_ids) | (self.length >= self.limits[:, None])
         self.gather_ended(scores, texts, ends)
         self.scores, chosen = scores.masked_fill(ends, IMPOSSIBLE).topk(min(width, scores.shape[1]))
         self.tokens = rows_of(texts, chosen)
@@ -129,17 +142,16 @@ class Beams:
         lengths = torch.full_like(final, self.length, dtype=torch.int64)
         self.ended = self.ended.joined(Texts(final, texts[:, :width], lengths)).best(width)
 
-    def go_on(self, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the sources that are done leave: tokens and rows [S, W] of the others, [S' * W']."""
+    def go_on(self, tokens: Tensor, rows: Tensor) -> Taken:
+        """Let the sources that are done leave: tokens and rows [S, W]."""
         unfinished = self.unfinished()
-        closed = (~unfinished).nonzero().flatten()
+        closed, stay = (mask.nonzero().flatten() for mask in (~unfinished, unfinished))
         if len(closed):
             self.close(closed)
-            stay = unfinished.nonzero().flatten()
             self.sources, self.limits = self.sources[stay], self.limits[stay]
             self.scores, self.tokens, self.ended = self.scores[stay], self.tokens[stay], self.ended.of(stay)
             tokens, rows = tokens[stay], rows[stay]
-        return tokens.flatten(), rows.flatten()
+        return Taken(tokens.flatten(), rows.flatten(), stay)
 
     def unfinished(self) -> Tensor:
         """Which sources may still improve, bool [S]."""

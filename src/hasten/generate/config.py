@@ -98,8 +98,8 @@ class GenerateConfig(Config):
     def check_beams(self) -> "GenerateConfig":
         if 1 < (self.beams or 1) < self.samples_per_prompt:
             raise ValueError(
-                f"samples_per_prompt is {self.samples_per_prompt} and beams {self.beams}: a search finds as many"
-                f" texts as it has beams; write beams: {self.samples_per_prompt} or more"
+                f"samples_per_prompt is {self.samples_per_prompt} and beams {self.beams}: a search finds"
+                f" as many texts as it has beams; write beams: {self.samples_per_prompt} or more"
             )
         return self
 

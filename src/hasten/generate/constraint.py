@@ -4,6 +4,8 @@ Scores are logits or log-probabilities [N, V]; what is forbidden becomes -inf.  
 with NOTHING where a text is shorter than the others.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -26,19 +28,18 @@ def forbid_repeats(scores: Tensor, history: Tensor, size: int) -> Tensor:
     return scores.masked_fill(forbidden.scatter_(1, ends, True)[:, :-1], -torch.inf)
 
 
-def forbid(scores: Tensor, tokens: list[int]) -> Tensor:
+def forbid(scores: Tensor, tokens: Collection[int]) -> Tensor:
     """Forbid some tokens everywhere."""
-    scores = scores.clone()
-    scores[:, tokens] = -torch.inf
-    return scores
+    places = torch.tensor(sorted(tokens), dtype=torch.int64, device=scores.device)
+    return scores.index_fill(-1, places, -torch.inf)
 
 
 def constrained(
-    scores: Tensor, history: Tensor, new_tokens: int, config: GenerateConfig, eot_id: int
+    scores: Tensor, history: Tensor, new_tokens: int, config: GenerateConfig, end_ids: Collection[int]
 ) -> Tensor:
     """`scores` without what `no_repeat_ngram` and `min_new_tokens` rule out after `new_tokens` tokens."""
     if new_tokens < config.min_new_tokens:
-        scores = forbid(scores, [eot_id])
+        scores = forbid(scores, end_ids)
     if config.no_repeat_ngram is not None:
         scores = forbid_repeats(scores, history, config.no_repeat_ngram)
     return scores
