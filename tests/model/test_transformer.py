@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder, build
-from hasten.ops.attention import blockwise_attention
+from hasten.ops.blockwise import blockwise_attention
 
 VARIANTS = {
     "rotary": {"num_kv_heads": 2},
@@ -210,7 +210,7 @@ def test_under_autocast_the_stream_is_bfloat16_and_near_float32():
     exact = model(tokens)
     with torch.autocast("cpu", torch.bfloat16):
         rough = model(tokens)
-    assert model.embed(tokens, torch.arange(16)).dtype == torch.float32
+    assert model.enter(model.embedding(tokens), torch.arange(16)).dtype == torch.float32
     # Hidden states are about one; a few bfloat16 roundings (2^-8) per layer.
     assert (rough.float() - exact).abs().max() < 0.1
     assert not torch.equal(rough.float(), exact)

@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hasten.ops.attention import (
-    BLOCK,
-    attend,
-    blocks_win,
-    blockwise_attention,
-    fused_attention,
-    reference_attention,
-)
+from hasten.ops.attention import attend, fused_attention, reference_attention
+from hasten.ops.blockwise import BLOCK, blocks_win, blockwise_attention
 
 KERNELS = pytest.mark.parametrize("kernel", [attend, fused_attention, blockwise_attention])
 

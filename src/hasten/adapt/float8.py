@@ -1,8 +1,11 @@
 """Training with the blocks' matrix products in eight bits (`ops.float8`)."""
 
+from typing import cast
+
 from torch import Tensor, device, nn
 
 from hasten.core.errors import ConfigError
+from hasten.model.transformer import Transformer
 from hasten.ops.float8 import fits_float8, float8_linear
 
 
@@ -23,11 +26,9 @@ def use_float8(model: nn.Module) -> None:
     (as Megatron-LM's --first-last-layers-bf16).  So does a layer whose sizes are not multiples
     of 16.  Raises ConfigError where nothing is left.
     """
-    layers = model.layers
-    assert isinstance(layers, nn.ModuleDict)
     places = [
         (parent, name, child)
-        for block in list(layers.values())[1:-1]
+        for block in cast(Transformer, model).blocks()[1:-1]
         for parent in block.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear) and fits_float8(child.in_features, child.out_features)

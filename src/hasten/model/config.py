@@ -1,142 +1,21 @@
-"""An architecture as frozen data, and what can be counted without building it.
+"""What can be counted of an architecture without building it: parameters, FLOPs, bytes.
 
-Letters: D model width, H query heads, G key/value heads, K head width, F feed-forward width, L layers,
-V vocabulary.
+Letters as in `shape.py`, which has the fields.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from hasten.core.errors import ConfigError
+from hasten.model.shape import LinearRope, Llama3Rope, Shape
 
-from hasten.core.config import Config
-from hasten.core.errors import ConfigError, did_you_mean
-from hasten.model.presets import PRESETS
-
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-FFN_MULTIPLE = 64
-"""A gated feed-forward of width 8/3 D is rounded up to this, a width that matrix units like."""
+__all__ = ["LinearRope", "Llama3Rope", "ModelConfig"]
 
 
-class LinearRope(Config):
-    """Longer contexts by position interpolation: every position is divided by `factor` (Chen et al. 2023)."""
-
-    kind: Literal["linear"] = "linear"
-    factor: PositiveFloat
-
-
-class Llama3Rope(Config):
-    """Longer contexts as in Llama 3.1: slow rotations are divided by `factor`, fast ones are kept.
-
-    A rotation is slow when it turns less than `low_frequency` times in the context that the model was
-    first trained on, fast when it turns more than `high_frequency` times, and blended in between.
-    """
-
-    kind: Literal["llama3"] = "llama3"
-    factor: PositiveFloat = 8.0
-    low_frequency: PositiveFloat = 1.0
-    high_frequency: PositiveFloat = 4.0
-    original_positions: Positive = 8192
-
-    @model_validator(mode="after")
-    def check_frequencies(self) -> "Llama3Rope":
-        if self.high_frequency <= self.low_frequency:
-            raise ValueError(
-                f"high_frequency ({self.high_frequency:g}) must be above low_frequency"
-                f" ({self.low_frequency:g}); Llama 3.1 has 4 and 1"
-            )
-        return self
-
-
-RopeScaling = Annotated[LinearRope | Llama3Rope, Field(discriminator="kind")]
-
-
-class ModelConfig(Config):
-    """A decoder-only Transformer.
+class ModelConfig(Shape):
+    """A Transformer: a decoder, an encoder, or both.
 
     `preset: NAME` fills in a published shape; keys given beside it win.  A key set to null takes its default.
     """
-
-    kind: Literal["decoder"] = "decoder"
-    preset: str | None = Field(
-        None, description="a published shape to start from", json_schema_extra={"enum": [*PRESETS, None]}
-    )
-    vocab_size: Positive | None = Field(None, description="null: as many as the tokenizer has")
-    dim: Positive = 256
-    num_layers: Positive = 4
-    num_heads: Positive = 4
-    num_kv_heads: Positive = Field(
-        default_factory=lambda given: given["num_heads"],
-        description="fewer than num_heads share keys and values between query heads (Ainslie et al. 2023)",
-    )
-    head_dim: Positive = Field(
-        default_factory=lambda given: max(given["dim"] // given["num_heads"], 1),
-        description="width of one head; dim / num_heads by default",
-    )
-    activation: Literal["gelu", "gelu_tanh", "relu_squared", "swiglu"] = "gelu"
-    ffn_dim: Positive = Field(
-        default_factory=lambda given: default_ffn_dim(given["dim"], given["activation"]),
-        description="inner width of the feed-forward layer; 4 dim, or 8/3 dim where it is gated (swiglu)",
-    )
-    max_positions: Positive = Field(1024, description="longest context in tokens")
-    position: Literal["rotary", "learned", "none"] = "rotary"
-    rope_theta: PositiveFloat = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    norm: Literal["rms", "layer"] = "rms"
-    norm_eps: PositiveFloat = 1e-6
-    embedding_norm: bool = Field(False, description="normalise the embeddings as they enter the first layer")
-    qk_norm: bool = Field(False, description="normalise queries and keys per head before they meet")
-    attention_bias: bool = Field(False, description="biases on the query, key and value projections")
-    out_bias: bool = Field(False, description="bias on the attention's output projection")
-    ffn_bias: bool = Field(False, description="biases in the feed-forward layer")
-    tied: bool = Field(False, description="the head uses the embedding's matrix")
-    logit_soft_cap: PositiveFloat | None = Field(None, description="logits become cap * tanh(logits / cap)")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    init_std: PositiveFloat | None = Field(None, description="of the matrices; null: 1 / sqrt(inputs)")
-    zero_init_outputs: bool = Field(False, description="every layer begins as the identity")
-
-    @model_validator(mode="before")
-    @classmethod
-    def from_preset(cls, given: Any) -> Any:
-        """Put the given keys on top of those of `preset`, and drop nulls: they stand for the default."""
-        if not isinstance(given, dict):
-            return given
-        name, shape = given.get("preset"), {}
-        if name is not None:
-            if name not in PRESETS:
-                near = did_you_mean(str(name), PRESETS)
-                raise ValueError(f"there is no preset {name!r}.{near} Choose from {', '.join(PRESETS)}")
-            shape = PRESETS[name]
-        merged = {**shape, **given}
-        return {key: value for key, value in merged.items() if value is not None}
-
-    @model_validator(mode="after")
-    def check_shape(self) -> "ModelConfig":
-        if "head_dim" not in self.model_fields_set and self.dim % self.num_heads:
-            nearest = max(round(self.dim / self.num_heads), 1) * self.num_heads
-            raise ValueError(
-                f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}) unless head_dim is"
-                f" given; the nearest is {nearest}"
-            )
-        if self.num_heads % self.num_kv_heads:
-            fitting = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
-            raise ValueError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads});"
-                f" num_kv_heads can be {', '.join(map(str, fitting))}"
-            )
-        if self.position == "rotary" and self.head_dim % 2:
-            raise ValueError(
-                f"rotary positions turn pairs of numbers, so head_dim ({self.head_dim}) must be even;"
-                f" write head_dim: {self.head_dim + 1} or position: learned"
-            )
-        if self.rope_scaling is not None and self.position != "rotary":
-            raise ValueError(f"rope_scaling needs position: rotary, and position is {self.position}")
-        return self
-
-    @property
-    def gated(self) -> bool:
-        """Whether the feed-forward layer has a third matrix, the gate."""
-        return self.activation == "swiglu"
 
     @property
     def vocabulary(self) -> int:
@@ -146,20 +25,41 @@ class ModelConfig(Config):
         return self.vocab_size
 
     @property
-    def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of each matrix of a block: query, key, value, out, then the feed-forward's."""
-        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = [(self.dim, heads), (self.dim, kv_heads), (self.dim, kv_heads), (heads, self.dim)]
-        return [*attention, *[(self.dim, self.ffn_dim)] * (1 + self.gated), (self.ffn_dim, self.dim)]
+    def source_vocabulary(self) -> int:
+        """Rows of the table that the encoder of a seq2seq model reads by."""
+        return self.source_vocab_size or self.vocabulary
 
     @property
-    def num_layer_parameters(self) -> int:
-        """Parameters of one block."""
+    def head_rows(self) -> int:
+        """How many things the head scores: tokens or classes, 0 without a head."""
+        return self.vocabulary if self.head == "vocabulary" else self.num_classes or 0
+
+    @property
+    def attention_shapes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of query, key, value and out."""
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        matrices = self.num_matrix_parameters // self.num_layers
-        norms = 2 * self.norm_parameters + self.qk_norm * 2 * self.head_dim
-        biases = self.attention_bias * (heads + 2 * kv_heads) + self.out_bias * self.dim
-        return matrices + norms + biases + self.ffn_bias * ((1 + self.gated) * self.ffn_dim + self.dim)
+        return [(self.dim, heads), (self.dim, kv_heads), (self.dim, kv_heads), (heads, self.dim)]
+
+    @property
+    def ffn_shapes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of the feed-forward's matrices."""
+        return [*[(self.dim, self.ffn_dim)] * (1 + self.gated), (self.ffn_dim, self.dim)]
+
+    @property
+    def block_shapes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each matrix of one block without cross-attention."""
+        return [*self.attention_shapes, *self.ffn_shapes]
+
+    @property
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each matrix of every block."""
+        crossed = self.attention_shapes * self.decoder_layers if self.kind == "seq2seq" else []
+        return self.block_shapes * (self.encoder_layers + self.decoder_layers) + crossed
+
+    @property
+    def num_matrix_parameters(self) -> int:
+        """Parameters in the blocks' matrices: those that Muon updates."""
+        return count(self.matrix_shapes)
 
     @property
     def norm_parameters(self) -> int:
@@ -167,34 +67,84 @@ class ModelConfig(Config):
         return self.dim * (2 if self.norm == "layer" else 1)
 
     @property
+    def num_attention_parameters(self) -> int:
+        """Parameters of one attention layer, with its biases and the norms of its heads."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        biases = self.attention_bias * (heads + 2 * kv_heads) + self.out_bias * self.dim
+        return count(self.attention_shapes) + biases + self.qk_norm * 2 * self.head_dim
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Parameters of one block without cross-attention."""
+        norms = (4 if self.norm_place == "both" else 2) * self.norm_parameters
+        biases = self.ffn_bias * ((1 + self.gated) * self.ffn_dim + self.dim)
+        return self.num_attention_parameters + count(self.ffn_shapes) + biases + norms
+
+    @property
+    def num_side_parameters(self) -> int:
+        """Parameters of one side beside its blocks: positions and norms."""
+        positions = {
+            "learned": (self.max_positions + self.position_offset) * self.dim,
+            "relative": self.relative_buckets * self.num_heads,
+        }
+        norms = self.final_norm + (self.embedding_norm == "learned")
+        return positions.get(self.position, 0) + norms * self.norm_parameters
+
+    @property
+    def num_head_parameters(self) -> int:
+        """Parameters between the last hidden state and the scores, but for a tied matrix."""
+        dense = self.dim * self.dim + self.dim
+        transform = self.head_transform * (dense + self.norm_parameters)
+        table = 0 if self.tied else self.head_rows * self.dim
+        pooler = dense if self.pooler else 0
+        return transform + pooler + table + self.head_bias * self.head_rows
+
+    @property
     def num_parameters(self) -> int:
         """All parameters; a tied matrix is counted once."""
-        tables = self.vocabulary * self.dim * (1 if self.tied else 2)
-        positions = self.max_positions * self.dim if self.position == "learned" else 0
-        return self.num_layers * self.num_layer_parameters + tables + positions + self.norm_parameters
+        blocks = (self.encoder_layers + self.decoder_layers) * self.num_layer_parameters
+        sides = (self.encoder_layers > 0) + (self.decoder_layers > 0)
+        tables = (self.vocabulary + self.num_token_types) * self.dim
+        if self.kind == "seq2seq":
+            blocks += self.decoder_layers * (self.num_attention_parameters + self.norm_parameters)
+            tables += 0 if self.shared_embeddings else self.source_vocabulary * self.dim
+        return blocks + sides * self.num_side_parameters + tables + self.num_head_parameters
 
-    def forward_flops_per_token(self, row_tokens: int) -> int:
+    def forward_flops_per_token(
+        self, row_tokens: int, *, source_tokens: int | None = None, head_share: float = 1.0
+    ) -> int:
         """Floating-point operations of the forward pass per token, in rows of `row_tokens`.
 
-        A multiply and an add are two.  The causal half of the attention square counts, as in Megatron-LM;
-        norms, softmax and activations don't.
+        A multiply and an add are two.  Of the attention square the half that a decoder sees counts, as in
+        Megatron-LM; norms, softmax and activations don't.  A seq2seq model's tokens are its targets: each
+        bears its part of the `source_tokens` (by default as many) in a row.  `head_share` of the tokens go
+        through the head.
         """
-        heads = self.num_heads * self.head_dim
-        attention = 2 * row_tokens * heads  # two products over the row_tokens / 2 positions seen on average
-        return 2 * self.num_matrix_parameters + self.num_layers * attention + 2 * self.dim * self.vocabulary
+        heads, source = self.num_heads * self.head_dim, source_tokens or row_tokens
+        block, cross = 2 * count(self.block_shapes), 2 * count(self.attention_shapes)
+        head = head_share * 2 * self.dim * (self.head_rows + self.head_transform * self.dim)
+        if self.kind == "encoder":
+            return int(self.num_layers * (block + 4 * row_tokens * heads) + head)
+        # Two products over the row_tokens / 2 positions that are seen on average.
+        flops = self.num_layers * (block + 2 * row_tokens * heads) + head
+        if self.kind == "seq2seq":
+            # Keys and values of the cross-attention are products over the source.
+            into = 2 * count(self.attention_shapes[1:3])
+            encoder = self.encoder_layers * (block + 4 * source * heads) + self.num_layers * into
+            flops += self.num_layers * (cross - into + 4 * source * heads) + encoder * source / row_tokens
+        return int(flops)
 
-    def flops_per_token(self, row_tokens: int) -> int:
+    def flops_per_token(
+        self, row_tokens: int, *, source_tokens: int | None = None, head_share: float = 1.0
+    ) -> int:
         """Model FLOPs of a training step per token: forward once, backward twice, nothing recomputed."""
-        return 3 * self.forward_flops_per_token(row_tokens)
+        return 3 * self.forward_flops_per_token(
+            row_tokens, source_tokens=source_tokens, head_share=head_share
+        )
 
     def kv_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Bytes that the key/value cache holds for one position."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_number
-
-    @property
-    def num_matrix_parameters(self) -> int:
-        """Parameters in the blocks' matrices: those that Muon updates."""
-        return self.num_layers * sum(inputs * outputs for inputs, outputs in self.matrix_shapes)
+        return 2 * self.decoder_layers * self.num_kv_heads * self.head_dim * bytes_per_number
 
     def state_bytes(self, optimizer: Literal["adamw", "muon"] = "adamw") -> int:
         """Bytes of weights, gradients and optimizer in float32: 16 per parameter, 12 where Muon updates."""
@@ -208,26 +158,31 @@ class ModelConfig(Config):
 
         Per layer, in numbers of width D: what each norm and each product keeps of its inputs, with the
         attention scores never stored (Korthikanti et al. 2022, and the same sum for gated layers).  The head
-        adds its logits once in `bytes_per_number` and once in float32, for `chunk_tokens` at a time.
+        adds its logits once in `bytes_per_number` and once in float32, for `chunk_tokens` at a time.  A
+        source is as long as its targets.
         """
-        tokens = rows * row_tokens
-        logits = min(chunk_tokens or tokens, tokens) * self.vocabulary * (bytes_per_number + 4)
-        masks = tokens * self.dim * (1 + 2 * self.num_layers) if self.dropout else 0
-        layer = tokens * self.activation_numbers_per_token * bytes_per_number
-        return self.num_layers * layer + masks + logits + 8 * tokens
+        tokens, layers = rows * row_tokens, self.encoder_layers + self.decoder_layers
+        logits = min(chunk_tokens or tokens, tokens) * self.head_rows * (bytes_per_number + 4)
+        masks = tokens * self.dim * (1 + 2 * layers) if self.dropout else 0
+        kept = layers * self.activation_numbers_per_token
+        if self.kind == "seq2seq":
+            kept += self.decoder_layers * (2 * self.dim + self.attention_numbers_per_token)
+        return tokens * kept * bytes_per_number + masks + logits + 8 * tokens
+
+    @property
+    def attention_numbers_per_token(self) -> int:
+        """Numbers that one attention layer keeps per token for its backward pass, its input apart."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        copies = 1 + (self.position == "rotary") + self.qk_norm  # of queries and keys
+        return copies * (heads + kv_heads) + kv_heads + heads
 
     @property
     def activation_numbers_per_token(self) -> int:
         """Numbers that one block keeps per token for its backward pass."""
-        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        copies = 1 + (self.position == "rotary") + self.qk_norm  # of queries and keys
-        attention = copies * (heads + kv_heads) + kv_heads + heads
         ffn = (4 if self.gated else 2) * self.ffn_dim
-        return 4 * self.dim + attention + ffn
+        return 4 * self.dim + self.attention_numbers_per_token + ffn
 
 
-def default_ffn_dim(dim: int, activation: str) -> int:
-    """4 D for two matrices; for three, 8/3 D rounded up, which has as many parameters (Shazeer 2020)."""
-    if activation != "swiglu":
-        return 4 * dim
-    return -(-8 * dim // (3 * FFN_MULTIPLE)) * FFN_MULTIPLE
+def count(shapes: list[tuple[int, int]]) -> int:
+    """Numbers in matrices of these shapes."""
+    return sum(inputs * outputs for inputs, outputs in shapes)

@@ -5,18 +5,22 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from hasten.model.config import ModelConfig
-from hasten.ops.activation import gelu, gelu_tanh, relu_squared, swiglu
+from hasten.ops import activation as functions
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "relu_squared": relu_squared,
-    "swiglu": swiglu,
+    "gelu": functions.gelu,
+    "gelu_tanh": functions.gelu_tanh,
+    "relu": functions.relu,
+    "relu_squared": functions.relu_squared,
+    "silu": functions.silu,
+    "swiglu": functions.swiglu,
+    "geglu": functions.geglu,
+    "geglu_tanh": functions.geglu_tanh,
 }
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))), or down(silu(gate(x)) * up(x)) where it is gated (Shazeer 2020)."""
+    """down(activation(up(x))), or down(act(gate(x)) * up(x)) where it is gated (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -23,10 +23,10 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
 def first_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """The value of the parameter `name` before training, float32 on the CPU."""
-    if name.endswith(".bias"):
+    if name.endswith("bias"):
         return torch.zeros(shape)
     if len(shape) == 1:  # a norm's weight
-        return torch.ones(shape)
+        return torch.zeros(shape) if config.norm_offset else torch.ones(shape)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.empty(shape).normal_(generator=generator).mul_(initial_std(name, shape, config))
@@ -39,7 +39,7 @@ def initial_std(name: str, shape: torch.Size, config: ModelConfig) -> float:
             return 1.0  # its scale is normalised away; at one, Adam's rate is relative to it
         case ["embedding", _] if not config.zero_init_outputs or not config.tied:
             return config.init_std or EMBEDDING_STD
-        case ["positions", _]:
+        case [*_, "positions" | "token_types" | "relative" | "source_embedding", _]:
             return config.init_std or EMBEDDING_STD
         case ["embedding" | "head", _]:
             return LOGIT_STD / config.dim**0.5

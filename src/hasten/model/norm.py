@@ -7,13 +7,25 @@ from hasten.ops.norm import layer_norm, rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) times a weight (Zhang & Sennrich 2019), in the precision of x."""
+    """x / sqrt(mean(x^2) + eps) times a weight (Zhang & Sennrich 2019), in the precision of x.
+
+    With `offset` the factor is 1 + weight (Gemma), so that decay draws it to one.
+    """
 
     eps: float
 
+    def __init__(self, width: int, eps: float, *, offset: bool = False) -> None:
+        super().__init__(width, eps)
+        self.offset = offset
+
+    @property
+    def scale(self) -> Tensor:
+        """What x is multiplied by: [width]."""
+        return self.weight + 1 if self.offset else self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] -> [..., width]."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.scale, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -24,7 +36,8 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """The configuration's norm over the model width."""
-    kind = RMSNorm if config.norm == "rms" else LayerNorm
-    return kind(config.dim, eps=config.norm_eps)
+def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
+    """The configuration's norm over the model width, or an RMS norm over another `width`, as of heads."""
+    if config.norm == "layer" and width is None:
+        return LayerNorm(config.dim, eps=config.norm_eps)
+    return RMSNorm(width or config.dim, config.norm_eps, offset=config.norm_offset)

@@ -1,38 +1,97 @@
-"""The decoder-only Transformer, single-device.
+"""The Transformer in three assemblies of the same blocks, single-device.
 
-Letters in shapes: B rows, T tokens, D model width, H query heads, G key/value heads, K head width,
-F feed-forward width, V vocabulary.  No line here knows about devices, compilation or parallelism: those are
-arranged around a model by module name, from the table in `layout.py`.
+Letters in shapes: B rows, T tokens, S tokens of a source, D model width, H query heads, G key/value heads,
+K head width, F feed-forward width, V vocabulary or classes.  No line here knows about devices, compilation
+or parallelism: those are arranged around a model by module name, from the table in `layout.py`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available
 
 from hasten.model.block import Block
 from hasten.model.config import ModelConfig
+from hasten.model.feed_forward import ACTIVATIONS
 from hasten.model.initial import init_weights
 from hasten.model.norm import make_norm
-from hasten.model.position import rotary_frequencies
+from hasten.model.stack import Stack
 from hasten.ops.loss import soft_cap
-from hasten.ops.norm import rms_norm
-from hasten.ops.rope import rotary_angles
 
 
-class Decoder(nn.Module):
-    """Tokens to hidden states, each from the tokens before it; `logits` scores what comes next."""
+class Transform(nn.Module):
+    """norm(activation(dense(x))), which BERT puts before its head (Devlin et al. 2019)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.dense = nn.Linear(config.dim, config.dim)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = make_norm(config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> [..., D]."""
+        return self.norm(self.activation(self.dense(hidden)))
+
+
+class Transformer(nn.Module):
+    """What all assemblies share: a table that tokens are read by, and a head that scores."""
+
+    config: ModelConfig
+
+    def add_tables(self, config: ModelConfig) -> None:
+        """Give the model its embedding and its head."""
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.dim)
-        learned = config.position == "learned"
-        self.positions = nn.Embedding(config.max_positions, config.dim) if learned else None
-        # A dict, not a list: names survive when a pipeline stage keeps some of the layers.
-        self.layers = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
-        self.norm = make_norm(config)
-        self.head = None if config.tied else nn.Linear(config.dim, config.vocabulary, bias=False)
+        self.transform = Transform(config) if config.head_transform else None
+        self.pooler = nn.Linear(config.dim, config.dim) if config.pooler else None
+        headless = config.tied or config.head == "none"
+        self.head = None if headless else nn.Linear(config.dim, config.head_rows, bias=False)
+        self.head_bias = nn.Parameter(torch.empty(config.head_rows)) if config.head_bias else None
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of `logits`, [V, D]."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """The state of a whole text from that of its first token: hidden [..., D] -> [..., D]."""
+        if self.pooler is None:
+            return hidden
+        return (
+            torch.tanh(self.pooler(hidden)) if self.config.pooler == "tanh" else F.relu(self.pooler(hidden))
+        )
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """What the head's matrix is applied to: hidden [..., D] -> [..., D].
+
+        With a head of pooled classes, `hidden` are the states of first tokens.
+        """
+        if self.config.head == "pooled_classes":
+            hidden = self.pooled(hidden)
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return hidden if self.config.logit_scale == 1 else hidden * self.config.logit_scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of tokens or classes: hidden [..., D] -> [..., V]."""
+        assert self.config.head != "none", "this model has no head: its hidden states are what it gives"
+        x = self.head_input(hidden)
+        scores = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        if self.head_bias is not None:
+            scores = scores + self.head_bias.to(scores.dtype)
+        cap = self.config.logit_soft_cap
+        return scores if cap is None else soft_cap(scores, cap)
+
+    def blocks(self) -> list[Block]:
+        """All blocks in the order in which they run."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+
+class Decoder(Stack, Transformer):
+    """Tokens to hidden states, each from the tokens before it; `logits` scores what comes next."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, num_layers=config.num_layers, causal=True)
+        self.add_tables(config)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
@@ -42,48 +101,95 @@ class Decoder(nn.Module):
         `positions` [T] or [B, T] count from 0 by default.  Attention stays within equal `segments` [B, T],
         or [B, S] where a cache holds earlier positions.
         """
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.embed(tokens, positions)  # [B, T, D]
-        angles = self.angles(positions)
-        for layer in self.layers.values():
-            x = layer(x, angles, segments)
-        return self.norm(x)
-
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What enters the first layer: [B, T] -> [B, T, D]."""
-        x = self.embedding(tokens)
-        if self.positions is not None:
-            x = x + self.positions(positions)
-        if self.config.embedding_norm:
-            x = rms_norm(x, None, self.config.norm_eps)
-        device = x.device.type
-        if is_autocast_available(device) and torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))  # the stream is what memory bandwidth goes to
-        return F.dropout(x, self.config.dropout, self.training)
-
-    def angles(self, positions: Tensor) -> Tensor | None:
-        """Rotary cosines and sines, once for all layers."""
-        if self.config.position != "rotary":
-            return None
-        return rotary_angles(positions, rotary_frequencies(self.config, positions.device))
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The matrix of `logits`, [V, D]."""
-        return self.embedding.weight if self.head is None else self.head.weight
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token: hidden [..., D] -> [..., V]."""
-        scores = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
-        cap = self.config.logit_soft_cap
-        return scores if cap is None else soft_cap(scores, cap)
+        return self.read(self.embedding(tokens), positions, segments)
 
 
-def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> Decoder:
-    """A `Decoder` on `device` whose weights depend on the configuration and the seed alone."""
+class Encoder(Stack, Transformer):
+    """Tokens to hidden states, each from all tokens of its text (Devlin et al. 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, num_layers=config.num_layers, causal=False)
+        self.add_tables(config)
+        kinds = config.num_token_types
+        self.token_types = nn.Embedding(kinds, config.dim) if kinds else None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
+        """tokens [B, T] -> [B, T, D]; `token_types` [B, T] are 0 by default."""
+        words = self.embedding(tokens)
+        if self.token_types is not None:
+            words = words + self.token_types(torch.zeros_like(tokens) if token_types is None else token_types)
+        return self.read(words, positions, segments)
+
+
+class Seq2Seq(Transformer):
+    """A source read by an encoder, and a decoder that looks at it (Vaswani et al. 2017)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.add_tables(config)
+        own = None if config.shared_embeddings else nn.Embedding(config.source_vocabulary, config.dim)
+        self.source_embedding = own
+        self.encoder = Stack(config, num_layers=config.encoder_layers, causal=False)
+        self.decoder = Stack(config, num_layers=config.decoder_layers, causal=True, crossed=True)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        *,
+        source: Tensor,
+        source_positions: Tensor | None = None,
+        source_segments: Tensor | None = None,
+    ) -> Tensor:
+        """tokens [B, T], source [B, S] -> [B, T, D]; tokens see the source of their own segment."""
+        memory = self.encode(source, source_positions, source_segments)
+        return self.decode(tokens, memory, positions, segments, source_segments)
+
+    def encode(
+        self, source: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """The memory: source [B, S] -> [B, S, D]."""
+        table = self.embedding if self.source_embedding is None else self.source_embedding
+        return self.encoder.read(table(source), positions, segments)
+
+    def decode(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        memory_segments: Tensor | None = None,
+    ) -> Tensor:
+        """tokens [B, T], memory [B, S, D] -> [B, T, D].
+
+        Without `segments`, tokens see what is 1 in `memory_segments` [B, S].
+        """
+        return self.decoder.read(self.embedding(tokens), positions, segments, memory, memory_segments)
+
+
+ASSEMBLIES: dict[str, type[Decoder] | type[Encoder] | type[Seq2Seq]] = {
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "seq2seq": Seq2Seq,
+}
+
+
+def assemble(config: ModelConfig) -> Decoder | Encoder | Seq2Seq:
+    """The model that `config.kind` names, its weights as PyTorch leaves them."""
+    return ASSEMBLIES[config.kind](config)
+
+
+def build(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> Decoder | Encoder | Seq2Seq:
+    """The model on `device`, its weights given by the configuration and the seed alone."""
     with torch.device("meta"):
-        model = Decoder(config)
+        model = assemble(config)
     model.to_empty(device=device)
     init_weights(model, seed)
     return model

@@ -27,3 +27,23 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if usable(gate, up) and gate.dtype == up.dtype:
         return SwiGLU.apply(gate, up)
     return F.silu(gate) * up
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return F.relu(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x times its logistic function (Elfwing et al. 2018), also called swish."""
+    return F.silu(x)
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up, of one shape (Shazeer 2020)."""
+    return gelu(gate) * up
+
+
+def geglu_tanh(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu_tanh(gate) * up, of one shape: Gemma's, and T5 1.1's."""
+    return gelu_tanh(gate) * up

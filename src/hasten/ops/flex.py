@@ -13,6 +13,7 @@ Letters in shapes: B rows, T positions, N = T / BLOCK tiles, H query heads, G ke
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,8 @@ class DocumentAttention:
     with attention.over(segments):
         model(tokens, segments=segments)
 
-    Within the block it attends by FlexAttention; what that cannot do (dropout, a cache's keys, narrow heads),
-    and all that happens outside of it, goes to `ops.attend`.
+    Within the block it attends by FlexAttention; what that cannot do (dropout, a cache's keys, narrow heads,
+    encoders), and all that happens outside of it, goes to `ops.attend`.
     """
 
     def __init__(self) -> None:
@@ -61,12 +62,15 @@ class DocumentAttention:
         segments: Tensor | None = None,
         scale: float | None = None,
         dropout: float = 0.0,
+        **options: Any,
     ) -> Tensor:
         """As `ops.attend`: query [B, T, H, K], key and value [B, T, G, K] -> [B, T, H, K]."""
         mask = self.mask
         whole = query.shape[1] == key.shape[1] and query.shape[3] >= NARROWEST_HEAD
-        if mask is None or segments is None or not causal or not whole or dropout:
-            return attend(query, key, value, causal=causal, segments=segments, scale=scale, dropout=dropout)
+        if mask is None or segments is None or not causal or not whole or dropout or options:
+            return attend(
+                query, key, value, causal=causal, segments=segments, scale=scale, dropout=dropout, **options
+            )
         out = self.kernel(
             query.transpose(1, 2),
             key.transpose(1, 2),

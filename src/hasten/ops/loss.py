@@ -1,6 +1,6 @@
 """Cross-entropy over a large vocabulary.  Letters in shapes: N tokens, D model width, V vocabulary."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,16 +36,17 @@ def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    bias: Tensor | None = None,
     *,
     chunk_tokens: int | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """Sum of -log softmax(hidden weight^T)[target] over the targets that count.
+    """Sum of -log softmax(hidden weight^T + bias)[target] over the targets that count.
 
-    hidden [N, D], weight [V, D], targets [N] -> float32 scalar.  With `chunk_tokens`, only that many tokens'
-    logits exist at any time; None makes all at once, which is faster where [N, V] fits.
+    hidden [N, D], weight [V, D], targets [N], bias [V] -> float32 scalar.  With `chunk_tokens`, only that
+    many tokens' logits exist at any time; None makes all at once, which is faster where [N, V] fits.
 
     `z_loss` adds its multiple of the squared log of the softmax's denominator, which keeps logits from
     drifting (Chowdhery et al. 2022).  `label_smoothing` moves that share of a target's weight to all of V.
@@ -54,10 +55,10 @@ def linear_cross_entropy(
     terms, targets = Terms(z_loss, label_smoothing, soft_cap), targets.long()
     chunk = max(len(targets), 1) if chunk_tokens is None else chunk_tokens
     if chunk >= len(targets) and torch.compiler.is_compiling():
-        return cross_entropy_sum(F.linear(hidden, weight), targets, terms)  # a compiler fuses this by itself
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return LinearCrossEntropy.apply(hidden, weight, targets, chunk, terms)
-    return loss_and_gradients(hidden, weight, targets, chunk=chunk, terms=terms, wanted=(False, False))[0]
+        return cross_entropy_sum(F.linear(hidden, weight, bias), targets, terms)  # a compiler fuses it itself
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
+        return LinearCrossEntropy.apply(hidden, weight, targets, bias, chunk, terms)
+    return loss_and_gradients(hidden, weight, targets, bias, chunk=chunk, terms=terms, wanted=(False,) * 3)[0]
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, terms: Terms) -> Tensor:
@@ -80,47 +81,67 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 (autograd has no keywords)
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, terms: Terms
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        chunk: int,
+        terms: Terms,
     ) -> Tensor:
+        needed = ctx.needs_input_grad
         loss, *gradients = loss_and_gradients(
-            hidden, weight, targets, chunk=chunk, terms=terms, wanted=ctx.needs_input_grad[:2]
+            hidden, weight, targets, bias, chunk=chunk, terms=terms, wanted=(needed[0], needed[1], needed[3])
         )
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
+        hidden, weight, bias = (
             None if x is None else x.to(dtype, copy=True).mul_(gradient)
             for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None
+        return hidden, weight, None, bias, None, None
 
 
 def loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int, terms: Terms, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Summed loss [] in float32, and its gradients with respect to hidden states and weight if `wanted`.
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    chunk: int,
+    terms: Terms,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Summed loss [] in float32, and its gradients by hidden states, weight and bias, if `wanted`.
 
-    The latter is summed over chunks in float32, and in the precision of the product where there is only one.
+    The weight's is summed over chunks in float32, and in the precision of the product where there is only
+    one; the bias's always in float32.
     """
     dtype = product_dtype(hidden)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     total = torch.zeros((), device=hidden.device)
     dhidden, dweight = torch.empty_like(hidden) if wanted[0] else None, None
+    dbias = torch.zeros(len(weight), device=hidden.device) if bias is not None and wanted[2] else None
     buffer = rows_apart(hidden, min(chunk, len(hidden)), len(weight))
     for start in range(0, len(hidden), chunk):
         piece = hidden[start : start + chunk]
         logits = torch.mm(piece, weight.t(), out=buffer[: len(piece)])
+        if bias is not None:
+            logits += bias.to(dtype)
         total += loss_over_logits(logits, targets[start : start + chunk], terms, gradient=any(wanted))
         if dhidden is not None:
             torch.mm(logits, weight, out=dhidden[start : start + chunk])
         if wanted[1]:
             share = torch.mm(logits.t(), piece)
             dweight = share if dweight is None else dweight.float().add_(share)
-    return total, dhidden, dweight
+        if dbias is not None:
+            dbias += logits.sum(dim=0, dtype=torch.float32)
+    return total, dhidden, dweight, dbias
 
 
 def rows_apart(like: Tensor, rows: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from hasten.adapt.float8 import use_float8
 from hasten.core.batch import Batch
 from hasten.core.errors import ConfigError
 from hasten.core.runtime import Runtime, has_fast_bf16, has_float8
-from hasten.model.block import Block
+from hasten.model.transformer import Transformer
 from hasten.objective.protocol import Objective
 from hasten.ops.flex import DocumentAttention
 from hasten.ops.kernels.library import library
@@ -36,8 +36,8 @@ class Engine(Protocol):
         """
         ...
 
-    def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """This rank's summed loss [] and count [], without dropout and without gradients."""
+    def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's summed loss [], count [] and correct guesses [], without dropout and gradients."""
         ...
 
 
@@ -81,17 +81,19 @@ class Whole:
         return total
 
     @torch.no_grad()
-    def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Summed loss and count of this rank's batches, with the model in evaluation mode."""
+    def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss, count and correct guesses of this rank's batches; the model is in evaluation mode."""
         training = self.model.training
         self.model.eval()
-        total, count = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+        total, count, correct = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)
         for batch in batches:
-            with self.ready(batch) as here:
-                total += self.forward(here)
+            with self.ready(batch) as here, self.autocast():
+                hidden = self.model(**self.objective.inputs(here))
+                total += self.loss(self.model, hidden, here)
+                correct += self.objective.correct(self.model, hidden, here)
             count += self.objective.count(batch)
         self.model.train(training)
-        return total, count
+        return total, count, correct
 
     @contextmanager
     def ready(self, batch: Batch) -> Iterator[Batch]:
@@ -132,10 +134,8 @@ def can_skip_tiles(device: torch.device) -> bool:
 
 def attend_by(model: nn.Module, attention: DocumentAttention) -> None:
     """Put one attention into the sockets of all layers."""
-    layers = model.layers
-    assert isinstance(layers, nn.ModuleDict)
-    for block in layers.values():
-        cast(Block, block).attention.attend = attention
+    for block in cast(Transformer, model).blocks():
+        block.attention.attend = attention
 
 
 def pinned(batch: Batch) -> Batch:
@@ -159,9 +159,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block by itself: blocks are alike, so one compilation serves them all."""
-    layers = model.layers
-    assert isinstance(layers, nn.ModuleDict)
-    for block in layers.values():
+    for block in cast(Transformer, model).blocks():
         block.compile(dynamic=False)
 
 

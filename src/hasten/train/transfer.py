@@ -76,4 +76,4 @@ def orthogonal_flops(model: ModelConfig) -> int:
     """
     sides = [(min(shape), max(shape)) for shape in model.matrix_shapes]
     once = sum(len(COEFFICIENTS) * (2 * r * r * c + r**3) + SQUARINGS * r**3 for r, c in sides)
-    return 2 * model.num_layers * once
+    return 2 * once

@@ -21,7 +21,8 @@ namespace {
 constexpr int64_t LANES = 16;
 
 enum Kind : int64_t { FLOAT32, FLOAT16, BFLOAT16 };
-enum Activation : int64_t { GELU, GELU_TANH, RELU_SQUARED, SWIGLU };
+enum Activation : int64_t { GELU, GELU_TANH, RELU_SQUARED, SILU, RELU };
+enum Place : int64_t { BEFORE, AFTER, BOTH };
 
 struct Matrix {
   const void* weight;  // [outputs, inputs]; null where the model has none
@@ -36,26 +37,34 @@ struct Norm {
 
 struct Layer {
   Norm attention_norm, ffn_norm, query_norm, key_norm;
+  Norm attention_out_norm, ffn_out_norm;  // where norms stand on both sides
   Matrix query, key, value, out, gate, up, down;
+  int64_t window;  // how many positions are seen, 0: all
+  int64_t local;   // whether it turns by the cache's local angles
 };
 
 struct Model {
   const Layer* layers;
   const void* embedding;  // [V, D]
-  const void* positions;  // [max_positions, D] or null
+  const void* positions;  // [max_positions, D] from position 0 on, or null
   Norm norm;
   Matrix head;
   int64_t num_layers, dim, heads, kv_heads, head_dim, ffn_dim;
   int64_t activation, layer_norm, embedding_norm, qk_norm;
+  int64_t norm_place, parallel, final_norm;
+  int64_t turned;                               // pairs of a head that are turned
   int64_t weight_kind, table_kind, cache_kind;  // of the matrices, of the embeddings, of the cache
-  float norm_eps, soft_cap;                     // soft_cap 0: none
+  float norm_eps, soft_cap, attention_cap;      // a cap of 0: none
+  float embedding_scale, attention_scale;
 };
 
 struct Cache {
   void* const* keys;      // one [B, G, capacity, K] a layer
   void* const* values;
-  const float* cosines;   // [capacity, K / 2] by position, or null
+  const float* cosines;   // [capacity, turned] by position, or null
   const float* sines;
+  const float* local_cosines;  // the same of layers that turn at a rate of their own
+  const float* local_sines;
   const int64_t* starts;  // [B]: each row's first place in the cache
   int64_t rows, filled, capacity;
 };
@@ -84,6 +93,7 @@ inline __m512 activated(__m512 x, int64_t kind) {
       const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x);
       return _mm512_mul_ps(positive, positive);
     }
+    case RELU: return _mm512_max_ps(_mm512_setzero_ps(), x);
     default: return _mm512_mul_ps(x, sigmoid(x).value);
   }
 }
@@ -210,7 +220,7 @@ void normalize(const float* x, float* out, int64_t n, const Norm& norm, float ep
   }
 }
 
-// Turn the pairs (i, i + K / 2) of a head in place.
+// Turn the pairs (i, i + half) of a head in place.
 void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
   for (int64_t k = 0; k < half; k += LANES) {
     const __mmask16 m = first(half - k);
@@ -275,38 +285,51 @@ void mix_all(const float* shares, const T* values, float* out, int64_t count, in
   }
 }
 
+// cap * tanh(x / cap) in place.
+void squeeze(float* x, int64_t count, float cap) {
+  const __m512 most = all(cap);
+  for (int64_t k = 0; k < count; k += LANES) {
+    const __mmask16 m = first(count - k);
+    store(x + k, _mm512_mul_ps(most, tanh(_mm512_div_ps(load(x + k, m), most))), m);
+  }
+}
+
 // Everything between the projections for one row and one key/value head: the new key and value enter the
 // cache, and the query heads that share them look at all that the row has read.
 struct Heads { float *query, *key, *value, *mixed; };  // [B, H, K], [B, G, K], [B, G, K], [B, H, K]
 
-void prepare(float* x, const Model& model, const Norm& norm, const Cache& cache, int64_t position) {
+void prepare(float* x, const Model& model, const Norm& norm, const Cache& cache, bool local, int64_t position) {
   if (model.qk_norm) normalize(x, x, model.head_dim, norm, model.norm_eps, false);
-  const int64_t half = model.head_dim / 2;
-  if (cache.cosines) rotate(x, cache.cosines + position * half, cache.sines + position * half, half);
+  const float* cosines = local ? cache.local_cosines : cache.cosines;
+  const float* sines = local ? cache.local_sines : cache.sines;
+  if (cosines) rotate(x, cosines + position * model.turned, sines + position * model.turned, model.turned);
 }
 
 template <class T>
 void attend(const Model& model, const Layer& layer, const Cache& cache, int64_t number, int64_t row, int64_t group,
             const Heads& heads, float* scores) {
   const int64_t width = model.head_dim, shared = model.heads / model.kv_heads;
-  const int64_t start = cache.starts[row], count = cache.filled + 1 - start, head = row * model.kv_heads + group;
+  const int64_t position = cache.filled - cache.starts[row], head = row * model.kv_heads + group;
+  const int64_t count = layer.window > 0 ? std::min(position + 1, layer.window) : position + 1;
+  const int64_t start = cache.filled + 1 - count;  // of what is seen
   float* key = heads.key + head * width;
   const float* value = heads.value + head * width;
   T* keys = (T*)cache.keys[number] + head * cache.capacity * width;
   T* values = (T*)cache.values[number] + head * cache.capacity * width;
-  prepare(key, model, layer.key_norm, cache, count - 1);
+  prepare(key, model, layer.key_norm, cache, layer.local, position);
   for (int64_t k = 0; k < width; k += LANES) {
     const __mmask16 m = first(width - k);
     store(keys + cache.filled * width + k, load(key + k, m), m);
     store(values + cache.filled * width + k, load(value + k, m), m);
   }
-  const __m512 scale = all(1.f / std::sqrt((float)width));
+  const __m512 scale = all(model.attention_scale);
   for (int64_t i = 0; i < shared; i++) {
     float* query = heads.query + (head * shared + i) * width;
-    prepare(query, model, layer.query_norm, cache, count - 1);
+    prepare(query, model, layer.query_norm, cache, layer.local, position);
     for (int64_t k = 0; k < width; k += LANES)
       store(query + k, _mm512_mul_ps(load(query + k, first(width - k)), scale), first(width - k));
     score(query, keys + start * width, scores, count, width);
+    if (model.attention_cap > 0) squeeze(scores, count, model.attention_cap);
     const float total = exponentials(scores, count);
     mix_all(scores, values + start * width, heads.mixed + (head * shared + i) * width, count, width, total);
   }
@@ -319,7 +342,7 @@ void embed(const Model& model, const Cache& cache, const int64_t* tokens, int64_
   const T* position = (const T*)model.positions + (cache.filled - cache.starts[row]) * dim;
   for (int64_t k = 0; k < dim; k += LANES) {
     const __mmask16 m = first(dim - k);
-    const __m512 v = load(token + k, m);
+    const __m512 v = _mm512_mul_ps(load(token + k, m), all(model.embedding_scale));
     store(x + k, model.positions ? _mm512_add_ps(v, load(position + k, m)) : v, m);
   }
   if (model.embedding_norm) normalize(x, x, dim, Norm{}, model.norm_eps, false);
@@ -340,18 +363,13 @@ void activate(const Model& model, float* up, const float* gate, int64_t rows) {
 
 void cap(const Model& model, float* logits, int64_t rows) {
   const Share mine = share_of(model.head.outputs);
-  const __m512 most = all(model.soft_cap);
   for (int64_t row = 0; row < rows; row++)
-    for (int64_t k = mine.begin; k < mine.end; k += LANES) {
-      float* at = logits + row * model.head.outputs + k;
-      const __mmask16 m = first(mine.end - k);
-      store(at, _mm512_mul_ps(most, tanh(_mm512_div_ps(load(at, m), most))), m);
-    }
+    squeeze(logits + row * model.head.outputs + mine.begin, mine.end - mine.begin, model.soft_cap);
 }
 
 // Buffers of a step, which outlive it: memory that is given back would be zeroed again for every token.
 struct Scratch {
-  float *x, *gate, *up;
+  float *x, *branch, *gate, *up;
   Heads heads;
 };
 
@@ -365,12 +383,12 @@ float* room(std::vector<float>& memory, int64_t count) {
 Scratch scratch_of(const Model& model, int64_t rows) {
   static thread_local std::vector<float> memory;
   const int64_t width = model.heads * model.head_dim, kv_width = model.kv_heads * model.head_dim;
-  const int64_t sizes[] = {model.dim, model.ffn_dim, model.ffn_dim, width, kv_width, kv_width, width};
+  const int64_t sizes[] = {model.dim, model.dim, model.ffn_dim, model.ffn_dim, width, kv_width, kv_width, width};
   int64_t all = 0;
   for (int64_t size : sizes) all += size * rows;
-  float *at = room(memory, all), *parts[7];
-  for (int i = 0; i < 7; i++) parts[i] = at, at += sizes[i] * rows;
-  return {parts[0], parts[1], parts[2], {parts[3], parts[4], parts[5], parts[6]}};
+  float *at = room(memory, all), *parts[8];
+  for (int i = 0; i < 8; i++) parts[i] = at, at += sizes[i] * rows;
+  return {parts[0], parts[1], parts[2], parts[3], {parts[4], parts[5], parts[6], parts[7]}};
 }
 
 Own own_of(const Model& model, const Cache& cache) {
@@ -385,27 +403,63 @@ const float* normed(const Model& model, const Norm& norm, const float* x, const 
   return own.normed;
 }
 
+// What a branch reads.
+const float* entered(const Model& model, const Norm& norm, const float* x, const Own& own, int64_t rows) {
+  return model.norm_place == AFTER ? x : normed(model, norm, x, own, rows);
+}
+
+// x + branch, normed where the model says; `branch` is the last matrix of one and what it reads.
+template <class W>
+void leave(const Model& model, const Norm& norm, const Norm& out_norm, const Matrix& last, const float* branch,
+           const Scratch& s, int64_t rows) {
+  if (model.norm_place == BEFORE) {
+    project<W>(last, branch, s.x, rows, true);
+#pragma omp barrier
+    return;
+  }
+  const bool both = model.norm_place == BOTH;
+  project<W>(last, branch, both ? s.branch : s.x, rows, !both);
+#pragma omp barrier
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    float *x = s.x + row * model.dim, *found = both ? s.branch + row * model.dim : x;
+    normalize(found, found, model.dim, both ? out_norm : norm, model.norm_eps, model.layer_norm);
+    if (both)
+      for (int64_t k = 0; k < model.dim; k += LANES) {
+        const __mmask16 m = first(model.dim - k);
+        store(x + k, _mm512_add_ps(load(x + k, m), load(found + k, m)), m);
+      }
+  }
+}
+
+// The inside of the feed-forward layer, this thread's part.
+template <class W>
+void widen(const Model& model, const Layer& layer, const Scratch& s, const Own& own, int64_t rows) {
+  const float* x = entered(model, layer.ffn_norm, s.x, own, rows);
+  project<W>(layer.up, x, s.up, rows);
+  if (layer.gate.weight) project<W>(layer.gate, x, s.gate, rows);
+  activate(model, s.up, layer.gate.weight ? s.gate : nullptr, rows);
+}
+
 template <class W, class T>
 void block(const Model& model, const Cache& cache, int64_t number, const Scratch& s, const Own& own) {
   const Layer& layer = model.layers[number];
   const int64_t rows = cache.rows;
-  const float* x = normed(model, layer.attention_norm, s.x, own, rows);
+  const float* x = entered(model, layer.attention_norm, s.x, own, rows);
   project<W>(layer.query, x, s.heads.query, rows);
   project<W>(layer.key, x, s.heads.key, rows);
   project<W>(layer.value, x, s.heads.value, rows);
+  if (model.parallel) widen<W>(model, layer, s, own, rows);  // both halves read the same x
 #pragma omp barrier
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < rows * model.kv_heads; i++)
     attend<T>(model, layer, cache, number, i / model.kv_heads, i % model.kv_heads, s.heads, own.scores);
-  project<W>(layer.out, s.heads.mixed, s.x, rows, true);
+  leave<W>(model, layer.attention_norm, layer.attention_out_norm, layer.out, s.heads.mixed, s, rows);
+  if (!model.parallel) {
+    widen<W>(model, layer, s, own, rows);
 #pragma omp barrier
-  x = normed(model, layer.ffn_norm, s.x, own, rows);
-  project<W>(layer.up, x, s.up, rows);
-  if (layer.gate.weight) project<W>(layer.gate, x, s.gate, rows);
-  activate(model, s.up, layer.gate.weight ? s.gate : nullptr, rows);
-#pragma omp barrier
-  project<W>(layer.down, s.up, s.x, rows, true);
-#pragma omp barrier
+  }
+  leave<W>(model, layer.ffn_norm, layer.ffn_out_norm, layer.down, s.up, s, rows);
 }
 
 template <class W, class T>
@@ -418,7 +472,8 @@ void step(const Model& model, const Cache& cache, const int64_t* tokens, float* 
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < cache.rows; row++) enter(model, cache, tokens, row, s.x + row * model.dim);
     for (int64_t number = 0; number < model.num_layers; number++) block<W, T>(model, cache, number, s, own);
-    project<W>(model.head, normed(model, model.norm, s.x, own, cache.rows), logits, cache.rows);
+    const float* last = model.final_norm ? normed(model, model.norm, s.x, own, cache.rows) : s.x;
+    project<W>(model.head, last, logits, cache.rows);
     if (model.soft_cap > 0) cap(model, logits, cache.rows);
   }
 }
