@@ -9,8 +9,11 @@ from pydantic import Field
 from hasten.core import config
 from hasten.core.config import Config
 from hasten.core.errors import ConfigError, did_you_mean
-from hasten.data.config import DataConfig
+from hasten.data.config import DataConfig, Examples
+from hasten.data.corpora import open_corpus
+from hasten.data.corpus import Corpus
 from hasten.data.prepare import Prepared, prepare
+from hasten.data.split import Split
 from hasten.evaluate.run import EvaluateConfig
 from hasten.generate.config import GenerateConfig
 from hasten.ledger.config import BenchConfig
@@ -21,6 +24,8 @@ from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.config import TrainConfig
 
 Stage = Literal["prepare", "train", "evaluate", "generate", "report"]
+NEEDED: dict[str, Examples] = {"decoder": "language_model", "encoder": "masked", "seq2seq": "pairs"}
+KIND_OF = {examples: kind for kind, examples in NEEDED.items()}
 IDENTITY = ("data", "model", "objective", "train")
 """The sections that decide which weights come out."""
 
@@ -78,12 +83,55 @@ class Recipe(Config):
                 f"model.vocab_size ({vocab_size:,}) is less than the tokenizer's {tokenizer.vocab_size:,};"
                 " leave it out, or write at least that"
             )
-        if self.text.row_tokens > self.model.max_positions:
+        for name in ("row_tokens", "source_row_tokens"):
+            if (getattr(self.text, name) or 0) > self.model.max_positions:
+                raise ConfigError(
+                    f"data.{name} ({getattr(self.text, name):,}) is more than model.max_positions"
+                    f" ({self.model.max_positions:,}); raise model.max_positions or write shorter rows"
+                )
+        started = {"start_id": self.start_id(tokenizer)} if self.model.kind == "seq2seq" else {}
+        return self.model.model_copy(update={"vocab_size": vocab_size, **started})
+
+    def start_id(self, tokenizer: Tokenizer) -> int:
+        """The token that a target begins with: the model's, or that which begins a text."""
+        return tokenizer.bos_id if self.model.start_id is None else self.model.start_id
+
+    def examples(self) -> Examples:
+        """What a row of the data asks, as `data.examples` says or the model's kind needs."""
+        needed = NEEDED[self.model.kind]
+        if self.text.examples not in (None, needed):
             raise ConfigError(
-                f"data.row_tokens ({self.text.row_tokens:,}) is more than model.max_positions"
-                f" ({self.model.max_positions:,}); raise model.max_positions or write shorter rows"
+                f"data.examples is {self.text.examples} and model.kind {self.model.kind}, which learns from"
+                f" {needed}; write model.kind={KIND_OF[self.text.examples]}, or leave data.examples out"
             )
-        return self.model.model_copy(update={"vocab_size": vocab_size})
+        if needed == "pairs" and not self.text.is_pairs:
+            raise ConfigError(
+                "model.kind is seq2seq, which learns from pairs; data.sources are texts; name two columns:"
+                " data.sources=[{paths: [...], source_field: en, target_field: de}]"
+            )
+        if needed != "pairs" and self.text.is_pairs:
+            raise ConfigError(
+                f"data.sources are pairs and model.kind is {self.model.kind}, which learns from texts; write"
+                " model.kind=seq2seq, or text_field in place of source_field and target_field"
+            )
+        if self.model.head != "vocabulary":
+            raise ConfigError(
+                f"model.head is {self.model.head}, and here tokens are to be predicted; leave it out"
+            )
+        return needed
+
+    def corpus(self, prepared: Prepared, split: Split, tokenizer: Tokenizer) -> Corpus:
+        """One split of the prepared data in rows for the model; training mixes sources by weight."""
+        return open_corpus(
+            self.text,
+            self.examples(),
+            prepared.folder,
+            split,
+            seed=self.train.seed,
+            tokenizer=tokenizer,
+            start_id=self.start_id(tokenizer),
+            weights=self.weights() if split == "train" else None,
+        )
 
     def check_batch(self, world_size: int) -> None:
         """Refuse batches that are not whole rows, equally many for each process."""

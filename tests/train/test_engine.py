@@ -38,7 +38,7 @@ def whole(model: Decoder, precision: str = "fp32", compiled: bool = False) -> Wh
 def test_measuring_neither_trains_nor_drops_out_nor_changes_the_mode() -> None:
     model = tiny(dropout=0.5).train()
     batches = [batch(3, seed) for seed in range(2)]
-    (first, count), (second, _) = (whole(model).measure(batches) for _ in range(2))
+    (first, count, _), (second, *_) = (whole(model).measure(batches) for _ in range(2))
     assert torch.equal(first, second)
     assert count == sum(int((b.targets != IGNORE).sum()) for b in batches)
     assert model.training and all(parameter.grad is None for parameter in model.parameters())

@@ -63,5 +63,5 @@ def test_a_validation_with_a_mask_of_tiles_reads_nothing_back(monkeypatch: pytes
     whole = Whole(model, CrossEntropy(), CPU, precision="bf16", compiled=False)
     assert isinstance(whole.documents, DocumentAttention)
     monkeypatch.setattr(whole.documents, "kernel", flex_attention.flex_attention)
-    loss, count = whole.measure([fake_batch(True), fake_batch(False)])
+    loss, count, _ = whole.measure([fake_batch(True), fake_batch(False)])
     assert loss.shape == count.shape == ()

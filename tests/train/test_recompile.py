@@ -98,7 +98,7 @@ def test_segments_that_are_written_out_change_no_loss() -> None:
     model = tiny_model()
     whole = Whole(model, CrossEntropy(), CPU, precision="fp32", compiled=False)
     plain = mixed_batches()[0]
-    (expected, _), (found, _) = whole.measure([plain]), whole.measure([with_segments(plain)])
+    (expected, *_), (found, *_) = whole.measure([plain]), whole.measure([with_segments(plain)])
     torch.testing.assert_close(found, expected)
     several = mixed_batches()[1]
     assert with_segments(several) is several

@@ -72,6 +72,16 @@ class Corpus:
         return self.num_tokens / (self.num_rows * self.row_tokens)
 
     @property
+    def source_tokens(self) -> int:
+        """Source tokens in a row of pairs; 0 without pairs."""
+        return 0
+
+    @property
+    def head_share(self) -> float:
+        """Share of the places in a row for which the model's head is asked."""
+        return 1.0
+
+    @property
     def packed(self) -> bool:
         """Whether some row is not exactly one piece, so that batches come with segments."""
         pieces = sum(len(stream.rows.length) for stream in self.streams)

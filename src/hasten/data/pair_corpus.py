@@ -57,7 +57,7 @@ class PairCorpus(Corpus):
         too_long: Literal["error", "drop"] = "error",
     ) -> None:
         """Plan the rows of `prepared`/`split`; raises DataError if there is nothing to read."""
-        self.source_tokens, self.start_id, self.too_long = source_tokens, start_id, too_long
+        self.row_sources, self.start_id, self.too_long = source_tokens, start_id, too_long
         self.too_long_pairs = 0
         self.orders: dict[int, tuple[int, Integers]] = {}  # of each source: the last epoch asked for
         super().__init__(prepared, split, row_tokens, seed, weights)
@@ -88,6 +88,11 @@ class PairCorpus(Corpus):
                 " data.pairs.too_long=drop"
             )
         self.too_long_pairs += count
+
+    @property
+    def source_tokens(self) -> int:
+        """Source tokens in a row."""
+        return self.row_sources
 
     @property
     def remedy(self) -> str:

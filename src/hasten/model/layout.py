@@ -23,13 +23,15 @@ Role = Literal["matrix", "embedding", "head", "vector"]
 def role(name: str) -> Role:
     """What a parameter is to an optimizer, by its name in `model.named_parameters()`.
 
-    Muon takes the `matrix` kind: the weights between hidden states.  A tied table is an `embedding`.
+    Muon takes the `matrix` kind: the weights between hidden states.  A tied table is an `embedding`.  The
+    `relative` biases are numbers that are added to scores, each by itself, so they are a `vector` too.
     """
-    *module, kind = name.split(".")
-    if module[-1] in ("embedding", "positions"):
+    *above, kind = name.split(".")
+    module = above[-1] if above else ""
+    if module in ("embedding", "source_embedding", "positions", "token_types"):
         return "embedding"
-    if module[-1] == "head":
+    if module == "head":
         return "head"
-    if kind == "bias" or module[-1] == "norm" or module[-1].endswith("_norm"):
+    if kind.endswith("bias") or module in ("norm", "relative") or module.endswith("_norm"):
         return "vector"
     return "matrix"

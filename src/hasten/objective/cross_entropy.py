@@ -8,12 +8,23 @@ from torch import Tensor, nn
 
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.config import Config
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer
 from hasten.ops.loss import linear_cross_entropy
 
 WHOLE_BYTES = {"cpu": 2**30, "cuda": 2**32}
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Of float32 logits.  Each chunk adds to the head's whole gradient once: GPUs want few and large ones."""
+
+
+SOURCE = ("source", "source_positions", "source_segments")
+CORRECT_TOKENS = 1024
+
+
+def scored(hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The states [N, D] that go through the head, and their targets [N]: all places, or those in `scored`."""
+    states, targets = hidden.flatten(0, 1), batch.targets.flatten()
+    places = batch.extra.get("scored")
+    return (states, targets) if places is None else (states[places], targets[places])
 
 
 class CrossEntropy(Config):
@@ -43,21 +54,33 @@ class CrossEntropy(Config):
         return batch
 
     def inputs(self, batch: Batch) -> dict[str, Tensor | None]:
-        """Tokens [B, T] with their positions and segments."""
-        return {"tokens": batch.tokens, "positions": batch.positions, "segments": batch.segments}
+        """Tokens [B, T] with their positions and segments; of pairs also the sources [B, S] with theirs."""
+        read = {name: batch.extra[name] for name in SOURCE if name in batch.extra}
+        return {"tokens": batch.tokens, "positions": batch.positions, "segments": batch.segments, **read}
 
     def loss(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
         """Summed cross-entropy [] of `hidden` [B, T, D]."""
-        decoder = cast(Decoder, model)
+        transformer = cast(Transformer, model)
+        states, targets = scored(hidden, batch)
         return linear_cross_entropy(
-            hidden.flatten(0, 1),
-            decoder.head_weight,
-            batch.targets.flatten(),
-            chunk_tokens=self.chunk(batch.targets.numel(), decoder.config.vocabulary, hidden.device),
+            transformer.head_input(states),
+            transformer.head_weight,
+            targets,
+            transformer.head_bias,
+            chunk_tokens=self.chunk(targets.numel(), transformer.config.vocabulary, hidden.device),
             z_loss=self.z_loss if model.training else 0.0,
             label_smoothing=self.label_smoothing if model.training else 0.0,
-            soft_cap=decoder.config.logit_soft_cap,
+            soft_cap=transformer.config.logit_soft_cap,
         )
+
+    def correct(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
+        """How many targets are the likeliest token, [], where places are `scored`; else 0, to save a head."""
+        if "scored" not in batch.extra:
+            return torch.zeros((), device=hidden.device)
+        states, targets = scored(hidden, batch)
+        pieces = zip(states.split(CORRECT_TOKENS), targets.split(CORRECT_TOKENS), strict=True)
+        logits = cast(Transformer, model).logits
+        return torch.stack([(logits(some).argmax(dim=-1) == wanted).sum() for some, wanted in pieces]).sum()
 
     def chunk(self, num_tokens: int, vocab_size: int, device: torch.device) -> int | None:
         """For how many tokens to hold float32 logits at a time; None is all of them, which is fastest."""

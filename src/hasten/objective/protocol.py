@@ -29,3 +29,7 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
         """The summed loss [] in float32, from the forward's `hidden` [B, T, D]."""
         ...
+
+    def correct(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
+        """How many of the things were guessed right, [], where an accuracy is wanted; else 0."""
+        ...

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from hasten.core.errors import CheckpointError
 from hasten.core.files import damage, publish, read_manifest, remove_folder, sweep
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer
 from hasten.train.optim import Optimizer
 from hasten.train.restore import best, by_metric, checkpoints_in, latest, load_model, restore
 from hasten.train.snapshot import Snapshot, Stage, num_bytes, weights_of
@@ -53,7 +53,7 @@ class Checkpoints:
         self,
         step: int,
         *,
-        model: Decoder,
+        model: Transformer,
         optimizer: Optimizer,
         state: dict[str, Any],
         tokenizer: Path | None = None,
@@ -80,7 +80,7 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def check_room(self, model: Decoder, optimizer: Optimizer) -> None:
+    def check_room(self, model: Transformer, optimizer: Optimizer) -> None:
         """Refuse to begin what the disk cannot hold."""
         existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer
 from hasten.train.engine import Engine
 from hasten.train.horizon import Cadence, Every, Moment
 from hasten.train.validate import Validation
@@ -24,7 +24,7 @@ class Probe(Protocol):
     name: str
     every: Every
 
-    def __call__(self, model: Decoder, step: int) -> Mapping[str, Any]:
+    def __call__(self, model: Transformer, step: int) -> Mapping[str, Any]:
         """Figures for metrics.jsonl, in a line of kind `name`; the model is in evaluation mode."""
         ...
 
@@ -74,7 +74,7 @@ class Looks:
         return sum(self.estimate(name, token_seconds) for name in self.seconds)
 
     def take(
-        self, name: str, engine: Engine, model: Decoder, moment: Moment, leads: bool
+        self, name: str, engine: Engine, model: Transformer, moment: Moment, leads: bool
     ) -> Mapping[str, Any]:
         """One look; a probe looks on rank 0 alone."""
         began = time.monotonic()
@@ -90,7 +90,7 @@ class Looks:
         return figures
 
     @torch.no_grad()
-    def ask(self, probe: Probe, model: Decoder, step: int) -> Mapping[str, Any]:
+    def ask(self, probe: Probe, model: Transformer, step: int) -> Mapping[str, Any]:
         """A probe's figures, computed without compiling: every length that it tries would compile anew."""
         model.eval()
         with torch.compiler.set_stance("force_eager"):

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -54,17 +55,24 @@ def choose_micro_rows(
     precision: str,
     optimizer: str,
     chunk_tokens: int | None = None,
+    head_share: float = 1.0,
 ) -> int:
     """The most rows, a divisor of this rank's `rows`, whose activations fit beside the training's state.
 
-    Depends on nothing that changes from start to start, so that a resumed run cuts its batches as before.
+    `head_share` of the tokens go through the head, `chunk_tokens` at a time.  Depends on nothing that
+    changes from start to start, so that a resumed run cuts its batches as before.
     """
     share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
     memory = device_memory(device)
     room = share * memory - config.state_bytes("muon" if optimizer == "muon" else "adamw")
     width = 4 if precision == "fp32" else 2
     needed = {
-        n: config.activation_bytes(n, row_tokens, bytes_per_number=width, chunk_tokens=chunk_tokens)
+        n: config.activation_bytes(
+            n,
+            row_tokens,
+            bytes_per_number=width,
+            chunk_tokens=min(chunk_tokens or n * row_tokens, ceil(head_share * n * row_tokens)),
+        )
         for n in range(1, rows + 1)
         if rows % n == 0 and (n == 1 or device.type == "cuda" or n * row_tokens <= CPU_MICRO_BATCH_TOKENS)
     }

@@ -31,11 +31,20 @@ class Plan:
     horizon: Horizon
     precision: str
     note: str  # of all that compiled code depends on
+    flops_per_token: int  # of a training step, for each place of a row
+    source_tokens: int = 0  # of a row, where it holds pairs
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of one step."""
         return self.batch_rows * self.row_tokens
+
+    @property
+    def row(self) -> str:
+        """What a row holds, in words."""
+        if not self.source_tokens:
+            return f"{self.row_tokens:,} tokens a step"
+        return f"{self.source_tokens:,} source and {self.row_tokens:,} target tokens a step"
 
 
 def make_plan(
@@ -53,11 +62,23 @@ def make_plan(
         precision=precision,
         optimizer=config.optimizer.kind,
         chunk_tokens=logits_at_once(objective, rows // world_size * row_tokens, model, runtime.device),
+        head_share=corpus.head_share,
     )
     corpus.check(rows, micro_rows, world_size)
     horizon = make_horizon(config, rows, corpus.num_rows)
-    note = note_of(model, (micro_rows, row_tokens), precision, runtime.device)
-    return Plan(rows, row_tokens, micro_rows, horizon, precision, note)
+    shape = micro_rows, row_tokens, corpus.source_tokens, round(corpus.head_share * row_tokens)
+    return Plan(
+        batch_rows=rows,
+        row_tokens=row_tokens,
+        micro_rows=micro_rows,
+        horizon=horizon,
+        precision=precision,
+        note=note_of(model, shape, precision, runtime.device),
+        flops_per_token=model.flops_per_token(
+            row_tokens, source_tokens=corpus.source_tokens or None, head_share=corpus.head_share
+        ),
+        source_tokens=corpus.source_tokens,
+    )
 
 
 def logits_at_once(
@@ -75,12 +96,12 @@ def make_horizon(config: TrainConfig, batch_rows: int, num_rows: int) -> Horizon
     return Clock(60 * (config.minutes or 0)) if steps is None else Steps(steps)
 
 
-def expected_seconds(plan: Plan, model: ModelConfig, steps_done: int, peak: float) -> float:
+def expected_seconds(plan: Plan, steps_done: int, peak: float) -> float:
     """About how long a run will take, at a peak of so many FLOP/s over all ranks."""
     if isinstance(plan.horizon, Clock):
         return plan.horizon.total
     tokens = (plan.horizon.total - steps_done) * plan.batch_tokens
-    return tokens * model.flops_per_token(plan.row_tokens) / (EXPECTED_MFU * peak)
+    return tokens * plan.flops_per_token / (EXPECTED_MFU * peak)
 
 
 def settle_machine(
@@ -88,13 +109,13 @@ def settle_machine(
 ) -> tuple[float, bool]:
     """The measured matrix peak in FLOP/s over all ranks, and whether to compile; says what was decided."""
     peak = measure_peak(runtime.device, plan.precision) * runtime.world_size
-    expected = expected_seconds(plan, model, steps_done, peak)
+    expected = expected_seconds(plan, steps_done, peak)
     compiled, why = choose_compile(config.compile, runtime.device, expected, warm=is_warm(plan.note))
     if runtime.rank == 0:
         say(
             f"{model.num_parameters:,} parameters on {runtime.world_size} x {runtime.device.type},"
             f" {plan.precision} at up to {peak / 1e12:.2f} TFLOP/s; {plan.batch_rows} rows of"
-            f" {plan.row_tokens:,} tokens a step, {plan.micro_rows} at once;"
+            f" {plan.row}, {plan.micro_rows} at once;"
             f" {'compiled' if compiled else 'not compiled'}: {why}"
         )
     return peak, compiled

@@ -20,7 +20,7 @@ from hasten.core.files import MANIFEST, damage, read_manifest
 from hasten.model.config import ModelConfig
 from hasten.model.interop import load_hugging_face
 from hasten.model.safetensors_file import SafetensorsFile
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer, assemble
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.optim import Optimizer
 from hasten.train.snapshot import (
@@ -84,7 +84,7 @@ def first_whole(folder: Path, candidates: list[Path]) -> Path | None:
     return None
 
 
-def restore(folder: Path, model: Decoder, optimizer: Optimizer) -> dict[str, Any]:
+def restore(folder: Path, model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
     """Put a training back to where `folder` was saved, bit for bit; returns the saved `state`.
 
     Weights, optimizer and the random generators of torch, Python and numpy are set.  Raises
@@ -106,7 +106,7 @@ def restore(folder: Path, model: Decoder, optimizer: Optimizer) -> dict[str, Any
     return state
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Decoder, Tokenizer | None]:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer | None]:
     """The model in `folder`, in evaluation mode, and its tokenizer where there is one.
 
     `folder` is a run (its best checkpoint, or the latest where none has a metric), a checkpoint, or a
@@ -115,20 +115,20 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Decode
     folder = checkpoint_in(folder)
     if is_checkpoint(folder):
         check(folder)
-        model = load_decoder(folder, device)
+        model = load_assembled(folder, device)
     else:
         model = load_hugging_face(folder).to(device)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).is_file() else None
     return model.eval(), tokenizer
 
 
-def load_decoder(folder: Path, device: torch.device | str) -> Decoder:
+def load_assembled(folder: Path, device: torch.device | str) -> Transformer:
     """The model of a checkpoint, built without drawing weights that would be overwritten.
 
     Its numbers are float32 whatever their type in the file: an imported model keeps the type it came in.
     """
     with torch.device("meta"):
-        model = Decoder(load(ModelConfig, folder / MODEL))
+        model: Transformer = assemble(load(ModelConfig, folder / MODEL))
     weights = SafetensorsFile(folder / f"{WEIGHTS}.safetensors")
     compare(folder, "weight", weights.widened(), weights_of(model))
     model.to_empty(device=device)
@@ -186,7 +186,7 @@ def compare_configs(folder: Path, config: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def assign(model: Decoder, weights: Mapping[str, Tensor]) -> None:
+def assign(model: Transformer, weights: Mapping[str, Tensor]) -> None:
     """Copy `weights` into the model's own tensors, in place: whoever holds them sees the new values."""
     for key, tensor in weights_of(model).items():
         tensor.copy_(weights[key])

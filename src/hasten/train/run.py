@@ -15,7 +15,7 @@ from hasten.core.errors import HastenError
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer
 from hasten.objective.protocol import Objective
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
@@ -88,7 +88,7 @@ class Run:
         folder: Path,
         config: TrainConfig,
         *,
-        model: Decoder,
+        model: Transformer,
         corpus: Corpus,
         runtime: Runtime,
         objective: Objective,
@@ -115,8 +115,7 @@ class Run:
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
-        flops = model.config.flops_per_token(self.plan.row_tokens)
-        self.pace = Pace(runtime.device, self.plan, flops, runtime.world_size)
+        self.pace = Pace(runtime.device, self.plan, self.plan.flops_per_token, runtime.world_size)
         self.signals = StopSignals()
         self.taken: deque[Taken] = deque()
         self.journal = Journal(folder, self.plan, tensorboard=config.tensorboard, leads=self.leads)

@@ -19,7 +19,7 @@ from torch import Tensor
 from hasten.core.config import dump
 from hasten.core.console import say
 from hasten.core.files import write_json, write_text
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer
 from hasten.train.optim import Optimizer
 
 MODEL, TOKENIZER = "model.yaml", "tokenizer.json"
@@ -27,7 +27,7 @@ WEIGHTS, OPTIMIZER, RANDOM = "weights/model", "state/optimizer", "state/random" 
 STATE, RANDOM_NUMBERS = "state/state.json", "state/random.json"
 
 
-def weights_of(model: Decoder) -> dict[str, Tensor]:
+def weights_of(model: Transformer) -> dict[str, Tensor]:
     """The model's tensors by name; a tensor that two modules share is there once."""
     live = model.state_dict(keep_vars=True)
     names: dict[int, str] = {}
@@ -79,7 +79,12 @@ class Snapshot:
 
     @classmethod
     def take(
-        cls, stage: Stage, model: Decoder, optimizer: Optimizer, state: dict[str, Any], tokenizer: Path | None
+        cls,
+        stage: Stage,
+        model: Transformer,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+        tokenizer: Path | None,
     ) -> "Snapshot":
         """Copy a training as it is now into `stage`; returns when the live tensors may change again."""
         generators, numbers = random_state()

@@ -1,7 +1,7 @@
 """The loss on data that is not trained on."""
 
 from collections.abc import Sequence
-from math import log
+from math import exp, log
 
 import torch
 from torch import Tensor, distributed
@@ -35,7 +35,9 @@ class Validation:
             corpus.sweep(micro_rows, rows=rows, rank=runtime.rank, world_size=runtime.world_size)
         )
         self.num_tokens = min(rows, corpus.num_rows) * corpus.row_tokens
-        by_bytes = tokenizer is not None and tokenizer.is_byte_level
+        self.masked = any("scored" in batch.extra for batch in self.batches)
+        # An encoder predicts some tokens and sees the others: its loss is no length of the text.
+        by_bytes = tokenizer is not None and tokenizer.is_byte_level and not self.masked
         self.num_bytes = self.total(count_bytes(self.batches, tokenizer)) if tokenizer and by_bytes else None
 
     def total(self, figures: Tensor) -> list[float]:
@@ -46,9 +48,15 @@ class Validation:
         return [float(figure) for figure in figures.tolist()]
 
     def __call__(self, engine: Engine) -> dict[str, float]:
-        """`validation_loss` in nats per target, how many targets, `bits_per_byte` where bytes are known."""
-        loss, count = self.total(torch.stack(engine.measure(self.batches)))
+        """`validation_loss` in nats per target, its exponential, how many targets.
+
+        `bits_per_byte` where the bytes of all targets are known, `validation_accuracy` of masked tokens.
+        """
+        loss, count, correct = self.total(torch.stack(engine.measure(self.batches)))
         figures = {"validation_loss": loss / count, "validation_targets": int(count)}
+        figures["validation_perplexity"] = exp(min(loss / count, 700.0))  # e^700 is about the largest float
+        if self.masked:
+            figures["validation_accuracy"] = correct / count
         if self.num_bytes is not None:
             figures["bits_per_byte"] = loss / log(2) / self.num_bytes[0]
         return figures

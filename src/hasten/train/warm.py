@@ -37,8 +37,8 @@ def remember(note: str) -> None:
         return
 
 
-def note_of(model: ModelConfig, shape: tuple[int, int], precision: str, device: torch.device) -> str:
-    """A name for all that the graphs of a training depend on; `shape` is that of a micro-batch, (B, T)."""
+def note_of(model: ModelConfig, shape: tuple[int, ...], precision: str, device: torch.device) -> str:
+    """A name for all that the graphs of a training depend on; `shape` is a micro-batch's, (B, T, ...)."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     threads = torch.get_num_threads()  # generated C++ is made for as many
     facts = (torch.__version__, machine, str(threads), precision, str(shape), dump(model), source())
