@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from hasten.generate.half import half_weights
 from hasten.model.attention import Attention
 from hasten.model.block import Block
+from hasten.model.config import ModelConfig
 from hasten.model.feed_forward import FeedForward
 from hasten.model.norm import LayerNorm, RMSNorm
 from hasten.model.transformer import Decoder
 from hasten.ops.kernels.library import kernels, on_cpu
 
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu_squared": 2, "swiglu": 3}
+ACTIVATIONS = {
+    "gelu": 0, "gelu_tanh": 1, "relu_squared": 2, "silu": 3, "relu": 4,
+    "geglu": 0, "geglu_tanh": 1, "swiglu": 3,
+}  # fmt: skip
+PLACES = {"before": 0, "after": 1, "both": 2}
 KNOWN = {
     Decoder,
     Block,
@@ -28,6 +33,17 @@ KNOWN = {
     *(nn.Embedding, nn.ModuleDict, nn.Linear, LayerNorm, nn.Identity),
 }
 """What the C++ computes; a model with anything else in it decodes in PyTorch."""
+COMPUTED = {
+    "vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "activation", "ffn_dim",
+    "max_positions", "position", "rope_theta", "rope_scaling", "norm", "norm_eps", "embedding_norm",
+    "qk_norm", "attention_bias", "out_bias", "ffn_bias", "tied", "logit_soft_cap", "position_offset",
+    "rotary_share", "local_rope_theta", "norm_place", "norm_offset", "final_norm", "parallel_block",
+    "embedding_scale", "attention_scale", "attention_soft_cap", "sliding_window", "window_layers",
+    "head_bias",
+}  # fmt: skip
+"""Choices that the C++ follows, `ACTIVATIONS` and positions as in `follows`."""
+ELSEWHERE = {"kind", "preset", "dropout", "init_std", "zero_init_outputs", "shared_embeddings"}
+"""Choices that a step of a decoder does not ask about."""
 THREADED_BYTES = 2**20
 """Weights of fewer bytes are read by one thread before another would have begun."""
 
@@ -43,7 +59,10 @@ class Norm(Structure):
 class Layer(Structure):
     _fields_ = [
         *((name, Norm) for name in ("attention_norm", "ffn_norm", "query_norm", "key_norm")),
+        *((name, Norm) for name in ("attention_out_norm", "ffn_out_norm")),
         *((name, Matrix) for name in ("query", "key", "value", "out", "gate", "up", "down")),
+        ("window", c_int64),
+        ("local", c_int64),
     ]
 
 
@@ -56,9 +75,10 @@ class Model(Structure):
         ("head", Matrix),
         *((name, c_int64) for name in ("num_layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim")),
         *((name, c_int64) for name in ("activation", "layer_norm", "embedding_norm", "qk_norm")),
+        *((name, c_int64) for name in ("norm_place", "parallel", "final_norm", "turned")),
         *((name, c_int64) for name in ("weight_kind", "table_kind", "cache_kind")),
-        ("norm_eps", c_float),
-        ("soft_cap", c_float),
+        *((name, c_float) for name in ("norm_eps", "soft_cap", "attention_cap")),
+        *((name, c_float) for name in ("embedding_scale", "attention_scale")),
     ]
 
 
@@ -68,6 +88,8 @@ class Cache(Structure):
         ("values", c_void_p),
         ("cosines", c_void_p),
         ("sines", c_void_p),
+        ("local_cosines", c_void_p),
+        ("local_sines", c_void_p),
         ("starts", c_void_p),
         ("rows", c_int64),
         ("filled", c_int64),
@@ -90,6 +112,7 @@ class NativeDecoder:
         copies = half_weights(list(matrices.values())) if half else None
         self.matrices = matrices if copies is None else dict(zip(matrices, copies, strict=True))
         self.cache_dtype = stored if copies is None else torch.float16
+        self.local = model.config.local_rope_theta is not None
         self.layers = (Layer * len(model.layers))(*map(self.layer, model.layers.values()))
         self.model = self.describe(model, KINDS[stored if copies is None else torch.float16])
         self.num_bytes = sum(matrix.nbytes for matrix in self.matrices.values())
@@ -98,35 +121,44 @@ class NativeDecoder:
         """The structure for the whole model."""
         c = model.config
         tables = model.embedding.weight, None if model.positions is None else model.positions.weight
+        head = self.matrix(model.embedding if model.head is None else model.head)
+        head.bias = self.float32(model.head_bias)
         return Model(
             layers=self.layers,
             embedding=pointer_to(tables[0]),
-            positions=pointer_to(tables[1]),
+            positions=pointer_to(tables[1], c.position_offset),
             norm=self.norm(model.norm),
-            head=self.matrix(model.embedding if model.head is None else model.head),
+            head=head,
             num_layers=c.num_layers, dim=c.dim, heads=c.num_heads, kv_heads=c.num_kv_heads,
             head_dim=c.head_dim, ffn_dim=c.ffn_dim,
             activation=ACTIVATIONS[c.activation], layer_norm=c.norm == "layer",
             embedding_norm=c.embedding_norm, qk_norm=c.qk_norm,
+            norm_place=PLACES[c.norm_place], parallel=c.parallel_block, final_norm=c.final_norm,
+            turned=c.rotary_dim // 2,
             weight_kind=kind, table_kind=KINDS[tables[0].dtype], cache_kind=KINDS[self.cache_dtype],
-            norm_eps=c.norm_eps, soft_cap=c.logit_soft_cap or 0.0,
+            norm_eps=c.norm_eps, soft_cap=c.logit_soft_cap or 0.0, attention_cap=c.attention_soft_cap or 0.0,
+            embedding_scale=c.embedding_scale, attention_scale=c.attention_scale or c.head_dim**-0.5,
         )  # fmt: skip
 
     def layer(self, block: Any) -> Layer:
         """The structure for a block."""
-        attention, ffn = block.attention, block.ffn
+        attention, ffn, window = block.attention, block.ffn, block.attention.window
+        norms = ("attention_norm", "ffn_norm", "attention_out_norm", "ffn_out_norm")
         return Layer(
-            **{name: self.norm(getattr(block, name)) for name in ("attention_norm", "ffn_norm")},
+            window=window or 0,
+            local=self.local and window is not None,
+            **{name: self.norm(getattr(block, name)) for name in norms},
             **{name: self.norm(getattr(attention, name)) for name in ("query_norm", "key_norm")},
             **{name: self.matrix(getattr(attention, name)) for name in ("query", "key", "value", "out")},
             **{name: self.matrix(getattr(ffn, name)) for name in ("gate", "up", "down")},
         )
 
-    def norm(self, module: nn.Module) -> Norm:
-        """The structure for a norm; empty for the identity."""
-        return Norm(
-            self.float32(getattr(module, "weight", None)), self.float32(getattr(module, "bias", None))
-        )
+    def norm(self, module: nn.Module | None) -> Norm:
+        """The structure for a norm; empty for the identity, and for none."""
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(module, RMSNorm) and module.offset:
+            weight = module.weight.detach().float() + 1
+        return Norm(self.float32(weight), self.float32(bias))
 
     def matrix(self, module: nn.Module | None) -> Matrix:
         """The structure for a linear layer, or for an embedding that serves as one; empty for None."""
@@ -151,9 +183,9 @@ class NativeDecoder:
         )  # fmt: skip
 
 
-def pointer_to(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin."""
-    return None if tensor is None else tensor.data_ptr()
+def pointer_to(tensor: Tensor | None, row: int = 0) -> int | None:
+    """Where the numbers of a tensor's row begin."""
+    return None if tensor is None else tensor[row:].data_ptr()
 
 
 def matrices_of(model: Decoder) -> dict[nn.Module, Tensor]:
@@ -164,11 +196,25 @@ def matrices_of(model: Decoder) -> dict[nn.Module, Tensor]:
     return found if model.head is not None else {**found, model.embedding: model.embedding.weight.detach()}
 
 
+def follows(config: ModelConfig) -> bool:
+    """Whether the C++ makes every choice as this model does; those that it does not know stay at defaults."""
+    plain = ModelConfig()
+    others = ModelConfig.model_fields.keys() - COMPUTED - ELSEWHERE
+    return (
+        config.kind == "decoder"
+        and config.activation in ACTIVATIONS
+        and config.position in ("rotary", "learned", "none")
+        and config.embedding_norm in (False, True)
+        and all(getattr(config, name) == getattr(plain, name) for name in others)
+    )
+
+
 def can_decode(model: Decoder) -> bool:
     """Whether the C++ is here and computes what this model does: plain layers, whole, one precision."""
     parameters = list(model.parameters())
     return (
         on_cpu(*parameters)
+        and follows(model.config)
         and len({p.dtype for p in parameters}) == 1
         and parameters[0].dtype in KINDS
         and all(type(module) in KNOWN for module in model.modules())

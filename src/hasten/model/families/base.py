@@ -4,7 +4,7 @@ One `Family` a `model_type`, each in a file of its own; `registry.py` lists them
 `model/config.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +16,71 @@ from hasten.model.config import ModelConfig
 
 HARMLESS = frozenset(
     {
-        "_name_or_path", "architectures", "attention_dropout", "attn_pdrop", "bos_token_id", "dtype",
-        "embd_pdrop", "eos_token_id", "id2label", "initializer_range", "label2id", "model_type", "n_ctx",
-        "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "pretraining_tp",
-        "problem_type", "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
-        "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "torch_dtype",
-        "transformers_version", "use_cache",
+        # bookkeeping, and ids that tokenizers and generation know better
+        "_attn_implementation_autoset", "_name_or_path", "architectures", "bos_token_id", "dtype",
+        "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type", "pad_token_id", "prefix",
+        "problem_type", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
+        "transformers_version",
+        # what a forward pass returns, how it is computed, and with which cache
+        "cache_implementation", "chunk_size_feed_forward", "output_attentions", "output_hidden_states",
+        "output_past", "pretraining_tp", "return_dict", "torchscript", "use_bfloat16", "use_cache",
+        # training
+        "activation_dropout", "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop",
+        "gradient_checkpointing", "hidden_dropout", "init_std", "initializer_range", "layerdrop",
+        "resid_pdrop",
+        # how text is generated: the generation config's affair
+        "bad_words_ids", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+        "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+        "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+        "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "remove_invalid_values",
+        "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "begin_suppress_tokens",
+        "temperature", "top_k", "top_p", "typical_p",
     }
 )  # fmt: skip
-"""Fields that change no logit: bookkeeping, and settings of training, dropout among them."""
+"""Fields that change no logit: bookkeeping, and settings of training and of generation."""
+ORDINARY: dict[str, Any] = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+}
+"""Fields that change nothing at this value; at any other they are refused, unless a family reads them."""
+PLAIN = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Their names of activations, in ours; where two mean the same, the first is written."""
+GATED = {
+    theirs: {"gelu": "geglu", "gelu_tanh": "geglu_tanh", "silu": "swiglu"}[ours]
+    for theirs, ours in PLAIN.items()
+    if ours in ("gelu", "gelu_tanh", "silu")
+}
+"""The same where the activation's output multiplies a second product."""
+MOST_LAYERS = 10_000
+"""A file that claims more is damaged; nothing is allocated for it."""
 NOTHING = object()
 
 
 class Fields:
-    """A `config.json` that knows which of its fields have been read."""
+    """A `config.json` that knows which of its fields have been read.
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values, self.where = dict(values), where
+    `tensors` are those beside it, by plain names: some models differ only in what they have.  In place of a
+    tensor that is yet to be written stands None.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], where: str, tensors: Mapping[str, Tensor | None] | None = None
+    ) -> None:
+        self.values, self.where, self.tensors = dict(values), where, tensors or {}
 
     def take(self, name: str, default: Any = NOTHING) -> Any:
         """The field `name`, which is read now; without a default it must be there."""
@@ -45,29 +93,75 @@ class Fields:
             )
         return default
 
+    def nullable(self, name: str, default: Any) -> Any:
+        """The field `name`, where null is a value of its own: `default` only where it is absent."""
+        return self.values.pop(name, default)
+
+    def count(self, name: str, default: Any = NOTHING, most: int | None = None) -> Any:
+        """A whole number from 1; `default` as it is where there is none."""
+        value = self.take(name, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= (most or value):
+            bounds = "at least 1" if most is None else f"from 1 to {most}"
+            raise CheckpointError(
+                f"{self.where}: {name} should be a whole number {bounds}, got {shown(value)}"
+            )
+        return value
+
+    def number(self, name: str, default: Any = NOTHING) -> Any:
+        """A finite number above 0; `default` as it is where there is none."""
+        value = self.take(name, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
+            raise CheckpointError(f"{self.where}: {name} should be a number above 0, got {shown(value)}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.where}: {name} should be true or false, got {shown(value)}")
+        return value
+
     def choose(self, name: str, default: str, choices: dict[str, Any]) -> Any:
         """The field `name` translated by `choices`."""
         value = self.take(name, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise CheckpointError(
-                f"{self.where}: hasten cannot hold {name} {value!r}, only {', '.join(map(repr, choices))}"
+                f"{self.where}: hasten cannot hold {name} {shown(value)}, only"
+                f" {', '.join(map(repr, choices))}"
             )
         return choices[value]
 
     def require(self, name: str, value: Any) -> None:
-        """Refuse any other `value` of the field `name`; it may be absent."""
+        """Refuse any other `value` of the field `name`; it may be absent or null."""
         found = self.take(name, value)
-        if found != value:
-            raise CheckpointError(f"{self.where}: hasten cannot hold {name} {found!r}, only {value!r}")
+        if found != value or isinstance(found, bool) != isinstance(value, bool):
+            raise CheckpointError(f"{self.where}: hasten cannot hold {name} {shown(found)}, only {value!r}")
 
     def finish(self) -> None:
         """Refuse what nobody has read: it could change the model."""
         for name, value in self.values.items():
-            if name not in HARMLESS and value is not None:
+            if name in HARMLESS or value is None:
+                continue
+            if name in ORDINARY and value != ORDINARY[name]:
                 raise CheckpointError(
-                    f"{self.where}: hasten does not know the field '{name}' ({value!r}) and leaves none out:"
-                    " take a checkpoint without it, or remove it if it cannot matter"
+                    f"{self.where}: hasten cannot hold {name} {shown(value)}, only {ORDINARY[name]!r}"
                 )
+            if name not in ORDINARY:
+                raise CheckpointError(
+                    f"{self.where}: hasten does not know the field '{name}' ({shown(value)}) and leaves none"
+                    " out: take a checkpoint without it, or remove it if it cannot matter"
+                )
+
+    def repeats(self, name: str, other: str) -> bool:
+        """Whether the tensor `name` is absent, or there and equal to `other`, as a tied one is."""
+        tensor, known = self.tensors.get(name), self.tensors.get(other)
+        if tensor is None or known is None:
+            return name not in self.tensors
+        return torch.equal(tensor, known)
 
     def skip(self, *names: str) -> None:
         """These fields change no logit of this family."""
@@ -77,11 +171,24 @@ class Fields:
     def architecture(self, choices: dict[str, Any]) -> Any:
         """The class that the file names, translated by `choices`; the first of them where it names none."""
         named = self.values.pop("architectures", None) or [next(iter(choices))]
-        if not isinstance(named, list) or len(named) != 1 or named[0] not in choices:
+        one = named[0] if isinstance(named, list) and len(named) == 1 else None
+        if not isinstance(one, str) or one not in choices:
             raise CheckpointError(
-                f"{self.where}: hasten cannot hold architectures {named!r}, only one of {', '.join(choices)}"
+                f"{self.where}: hasten cannot hold architectures {shown(named)}, only one of"
+                f" {', '.join(choices)}"
             )
-        return choices[named[0]]
+        return choices[one]
+
+
+def name_of(activation: str, names: dict[str, str]) -> str:
+    """The first of their `names` for an activation; ours where they have none, which `read` then refuses."""
+    return next((theirs for theirs, ours in names.items() if ours == activation), activation)
+
+
+def shown(value: Any) -> str:
+    """A value of a stranger's file as an error message can print it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @dataclass(frozen=True)
@@ -141,6 +248,8 @@ class Family:
     sources: Callable[[ModelConfig], dict[str, Source]]  # by parameter of ours, every one of them
     prefix: str = ""
     leftovers: tuple[str, ...] = ()  # endings of tensors that carry nothing (masks)
+    left_out: tuple[str, ...] = ()  # beginnings of tensors that are not held where no parameter needs them
+    aliases: tuple[tuple[str, str], ...] = ()  # endings of names in older files, and what they are now
     copies: Callable[[ModelConfig], dict[str, str]] = nothing
     """Tensors that a file may hold and that must equal another: {their name: their other name}."""
     derived: Callable[[ModelConfig], dict[str, Callable[[], Tensor]]] = nothing
@@ -151,10 +260,13 @@ class Family:
         return source.name if source.bare or headless else self.prefix + source.name
 
     def plain_names(self, names: Iterable[str], where: str) -> dict[str, str]:
-        """Their names by the same names without the prefix; refused where two become one."""
+        """Their names by today's without the prefix; refused where two become one."""
         plain: dict[str, str] = {}
         for name in names:
             short = name.removeprefix(self.prefix)
+            for old, new in self.aliases:
+                if short.endswith(old):
+                    short = short.removesuffix(old) + new
             if short in plain:
                 raise CheckpointError(
                     f"{where}: holds both '{plain[short]}' and '{name}', which are one tensor; remove one"

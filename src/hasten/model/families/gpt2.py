@@ -3,7 +3,19 @@
 from typing import Any
 
 from hasten.model.config import ModelConfig
-from hasten.model.families.base import Family, Fields, Source, head_source, tied_head
+from hasten.model.families.base import (
+    MOST_LAYERS,
+    PLAIN,
+    Family,
+    Fields,
+    Source,
+    head_source,
+    name_of,
+    tied_head,
+)
+
+SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
+"""Settings of a head that no language model has."""
 
 
 def read_gpt2(fields: Fields) -> dict[str, Any]:
@@ -11,19 +23,18 @@ def read_gpt2(fields: Fields) -> dict[str, Any]:
     fields.require("scale_attn_weights", True)
     for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
         fields.require(name, False)
+    fields.skip("n_ctx", *(f"summary_{name}" for name in SUMMARY))
     fields.architecture({"GPT2LMHeadModel": None, "GPT2Model": None})
-    dim = fields.take("n_embd")
-    gelus = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
     return {
-        "vocab_size": fields.take("vocab_size"),
-        "dim": dim,
-        "num_layers": fields.take("n_layer"),
-        "num_heads": fields.take("n_head"),
-        "ffn_dim": fields.take("n_inner", None),
-        "max_positions": fields.take("n_positions"),
-        "activation": fields.choose("activation_function", "gelu_new", gelus),
-        "norm_eps": fields.take("layer_norm_epsilon", 1e-5),
-        "tied": fields.take("tie_word_embeddings", True),
+        "vocab_size": fields.count("vocab_size"),
+        "dim": fields.count("n_embd"),
+        "num_layers": fields.count("n_layer", most=MOST_LAYERS),
+        "num_heads": fields.count("n_head"),
+        "ffn_dim": fields.count("n_inner", None),
+        "max_positions": fields.count("n_positions"),
+        "activation": fields.choose("activation_function", "gelu_new", PLAIN),
+        "norm_eps": fields.number("layer_norm_epsilon", 1e-5),
+        "tied": fields.flag("tie_word_embeddings", True),
         "position": "learned",
         "norm": "layer",
         "attention_bias": True,
@@ -44,7 +55,7 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
         "n_head": config.num_heads,
         "n_inner": config.ffn_dim,
         "n_positions": config.max_positions,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
+        "activation_function": name_of(config.activation, {"gelu_new": "gelu_tanh", **PLAIN}),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tied,
     }
