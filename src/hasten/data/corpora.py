@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hasten.data.config import DataConfig, Examples
 from hasten.data.corpus import Corpus
+from hasten.data.masked import MaskedCorpus
 from hasten.data.pair_corpus import PairCorpus
 from hasten.tokenizer.tokenizer import Tokenizer
 
@@ -33,4 +34,6 @@ def open_corpus(
             pad_id=tokenizer.pad_id,
             too_long=config.pairs.too_long,
         )
+    if examples == "masked":
+        return MaskedCorpus(*place, tokenizer=tokenizer, masking=config.masking)
     return Corpus(*place)

@@ -24,6 +24,7 @@ from hasten.tokenizer.older import rebuilt
 END = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 BEGIN = ("<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
 PADDING = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+MASK = ("[MASK]", "<mask>", "<|mask|>")
 
 PART_CHARS, GROUP_CHARS = 1 << 16, 1 << 22
 WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n])")
@@ -45,6 +46,7 @@ class Tokenizer:
     `bos_id` begins every document and `eot_id` ends it; many tokenizers, ours among them, use one
     token for both.  `pad_id` fills rows; it is `eot_id` where there is no token for that.  `end_ids` are all
     that end a text while it is written: `eot_id`, and those that a folder's `generation_config.json` adds.
+    `mask_id` stands for a token to be found out, None where there is no token for that.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, roles: Mapping[str, str] | None = None) -> None:
@@ -66,6 +68,7 @@ class Tokenizer:
         self.bos_id = end if begin is None else begin
         self.pad_id = end if padding is None else padding
         self.end_ids = frozenset({end})
+        self.mask_id = self.role(roles.get("mask_token"), MASK)
 
     def role(self, spelled: str | None, known: Sequence[str]) -> int | None:
         """The id of `spelled`, or else of the first well-known spelling that is a special token here."""
@@ -106,6 +109,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / FILE, self.inner.to_str(pretty=True))
         ids = {"bos_token": self.bos_id, "eos_token": self.eot_id, "pad_token": self.pad_id}
+        if self.mask_id is not None:
+            ids["mask_token"] = self.mask_id
         roles = {name: self.inner.id_to_token(id) for name, id in ids.items()}
         write_json(folder / ROLES_FILE, {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
         return folder / FILE
