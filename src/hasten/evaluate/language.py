@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.core.errors import ConfigError, DataError
 from hasten.model.transformer import Decoder
@@ -186,7 +186,7 @@ def score_tokens(
 
 
 @contextmanager
-def evaluating(model: Decoder) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout and gradients; the model's mode comes back afterwards."""
     training = model.training
     model.eval()

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hasten.core.config import parse
+from hasten.core.console import say
 from hasten.core.errors import CheckpointError, ConfigError
 from hasten.core.files import write_json
 from hasten.core.foreign import file_inside, read_json
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import Family, Fields, Source, combine
 from hasten.model.families.registry import family_named, family_of
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer, assemble
 from hasten.model.weights import INDEX, WEIGHTS, present, weights_in
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -34,7 +35,7 @@ OnTensor = Callable[[int, int], None]
 """Told of each tensor: how many are done, of how many."""
 
 
-def load_hugging_face(folder: Path, pickle: bool = False) -> Decoder:
+def load_hugging_face(folder: Path, pickle: bool = False) -> Transformer:
     """The model in a Hugging Face folder, in float32 on the CPU, with dropout off.
 
     Whatever the folder says about the model that hasten cannot hold, or a tensor that is missing, has another
@@ -45,13 +46,14 @@ def load_hugging_face(folder: Path, pickle: bool = False) -> Decoder:
 
 def load_with_types(
     folder: Path, pickle: bool = False, on_tensor: OnTensor = lambda done, total: None
-) -> tuple[Decoder, Types]:
+) -> tuple[Transformer, Types]:
     """As `load_hugging_face`, with the type in which each parameter came."""
-    family, config = read_config(folder / CONFIG)
-    with torch.device("meta"):
-        model = Decoder(config)
+    family, values = read_family(folder / CONFIG)
     tensors = weights_in(folder, pickle)
     theirs = Renamed(tensors, family.plain_names(tensors, str(folder)))
+    config = read_shape(family, values, folder / CONFIG, theirs)
+    with torch.device("meta"):
+        model = assemble(config)
     state, types = translate(theirs, model, family, folder, on_tensor)
     model.load_state_dict(state, assign=True)
     return model, types
@@ -74,15 +76,27 @@ class Renamed(Mapping[str, Tensor]):
 
 
 def read_config(path: Path) -> tuple[Family, ModelConfig]:
-    """The architecture that a `config.json` describes, and its shape."""
+    """The architecture that a `config.json` alone describes, and its shape."""
+    family, values = read_family(path)
+    return family, read_shape(family, values, path, {})
+
+
+def read_family(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The family that a `config.json` names, and its fields."""
     values = read_json(path)
     refuse_code(values, path)
-    fields = Fields({**started(path.parent), **values}, str(path))
-    family = family_named(values.get("model_type"), str(path))
+    return family_named(values.get("model_type"), str(path)), {**started(path.parent), **values}
+
+
+def read_shape(
+    family: Family, values: dict[str, Any], path: Path, theirs: Mapping[str, Tensor]
+) -> ModelConfig:
+    """What the fields say, and for some families the names of the tensors (a pooler, a head of its own)."""
+    fields = Fields(values, str(path), theirs)
     try:
         shape = family.read(fields)
         fields.finish()
-        return family, parse(ModelConfig, shape, str(path))
+        return parse(ModelConfig, shape, str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
@@ -114,7 +128,7 @@ def started(folder: Path) -> dict[str, Any]:
 
 def translate(
     theirs: Mapping[str, Tensor],
-    model: Decoder,
+    model: Transformer,
     family: Family,
     folder: Path,
     on_tensor: OnTensor = lambda done, total: None,
@@ -167,6 +181,9 @@ def check_leftovers(theirs: Mapping[str, Tensor], config: ModelConfig, family: F
     """Refuse a tensor that has no place, or that is a copy and differs from what it should repeat."""
     used = {source.name for source in family.sources(config).values()}
     copies, derived = family.copies(config), family.derived(config)
+    left_out = {name for name in theirs if name not in used and name.startswith(family.left_out or ("\0",))}
+    if left_out:
+        say(f"{folder}: {CONFIG} asks for a model without {', '.join(sorted(left_out))}: left out")
     for name in theirs:
         if name in copies and copies[name] in theirs and not torch.equal(theirs[name], theirs[copies[name]]):
             raise CheckpointError(
@@ -175,7 +192,9 @@ def check_leftovers(theirs: Mapping[str, Tensor], config: ModelConfig, family: F
             )
         if name in derived and not close(theirs[name].float(), derived[name]()):
             raise CheckpointError(f"{folder}: '{name}' is not what {CONFIG} makes of it, and cannot be kept")
-        if name not in {*used, *copies, *derived} and not name.endswith(family.leftovers or ("\0",)):
+        if name not in {*used, *copies, *derived, *left_out} and not name.endswith(
+            family.leftovers or ("\0",)
+        ):
             raise CheckpointError(f"{folder}: the tensor '{name}' has no place in the model of {CONFIG}")
 
 
@@ -185,7 +204,7 @@ def close(theirs: Tensor, ours: Tensor) -> bool:
 
 
 def save_hugging_face(
-    model: Decoder,
+    model: Transformer,
     folder: Path,
     *,
     types: Mapping[str, torch.dtype] | None = None,
@@ -204,7 +223,7 @@ def save_hugging_face(
     parts: dict[str, dict[int, str]] = defaultdict(dict)
     sources = {name: family.sources(model.config)[name] for name in state}
     for name, source in sources.items():
-        parts[family.written_name(source)][source.part] = name
+        parts[family.written_name(source, headless=model.config.head == "none")][source.part] = name
     kinds = {theirs: types.get(ours[0], state[ours[0]].dtype) for theirs, ours in parts.items()}
     sizes = {
         theirs: sum(state[name].numel() for name in ours.values()) * kinds[theirs].itemsize
