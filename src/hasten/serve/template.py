@@ -14,6 +14,7 @@ from hasten.tokenizer.tokenizer import Tokenizer
 SECONDS, STARTUP_SECONDS = 0.5, 10.0
 MEMORY_BYTES = 512 << 20
 LONGEST_TEMPLATE, LONGEST_TEXT = 100_000, 4_000_000
+SETTINGS = "tokenizer_config.json"
 PRIVATE = 0xF0000
 """The first of the 65,534 characters of Supplementary Private Use Area A, which Unicode gives no meaning."""
 
@@ -21,18 +22,32 @@ Message = dict[str, str]  # {"role": "user", "content": "..."}
 
 
 def find_template(folder: Path) -> str | None:
-    """The chat template of a model's folder, or None: `chat_template.jinja`, else `tokenizer_config.json`.
-
-    The special tokens that the folder names (`bos_token`, `eos_token`, ...) are set at its beginning.
+    """The chat template of a model's folder, or None, with the special tokens that the folder names
+    (`bos_token`, `eos_token`, ...) set at its beginning.
     """
-    settings = read_settings(folder / "tokenizer_config.json")
-    own = folder / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.is_file() else settings.get("chat_template")
+    source = template_source(folder)
+    return None if source is None else set_special_tokens(read_settings(folder / SETTINGS)) + source
+
+
+def template_source(folder: Path) -> str | None:
+    """The chat template of a model's folder as it came, or None: `chat_template.jinja`, else
+    `tokenizer_config.json`.  It is text; only `render` runs it, in its sandbox.
+    """
+    own, where = folder / "chat_template.jinja", folder / SETTINGS
+    if own.is_file():
+        with own.open("rb") as file:
+            data, where = file.read(4 * LONGEST_TEMPLATE + 1), own
+        source: Any = data.decode("utf-8", errors="replace")
+    else:
+        source = read_settings(where).get("chat_template")
     if isinstance(source, list):  # several templates by name
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if source is None:
-        return None
-    return set_special_tokens(settings) + source
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if source is not None and not isinstance(source, str):
+        raise DataError(f"{where}: chat_template should be text, got {type(source).__name__}")
+    if source is not None and len(source) > LONGEST_TEMPLATE:
+        raise DataError(f"{where}: its chat template is longer than {LONGEST_TEMPLATE:,} characters")
+    return source
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -51,8 +66,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 def set_special_tokens(settings: dict[str, Any]) -> str:
     """`{% set bos_token = "<s>" %}...`: templates expect these names to be defined."""
     named = {key: value for key, value in settings.items() if re.fullmatch(r"(bos|eos|unk|pad)_token", key)}
-    words = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
-    return "".join(f"{{% set {key} = {json.dumps(word)} %}}" for key, word in words.items() if word)
+    words = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
+    given = {key: word for key, word in words.items() if isinstance(word, str) and word}
+    return "".join(f"{{% set {key} = {json.dumps(word)} %}}" for key, word in given.items())
 
 
 def render(template: str, messages: list[Message], **variables: Any) -> str:

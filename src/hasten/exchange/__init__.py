@@ -1,0 +1,1 @@
+"""Models from elsewhere and back: Hugging Face folders, models of the hub, GGUF files."""
