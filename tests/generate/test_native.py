@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hasten.generate import native
 from hasten.generate.cache import KeyValueCache
 from hasten.generate.native import NativeDecoder, can_decode
+from hasten.model.config import ModelConfig
 from hasten.model.norm import RMSNorm
 from hasten.model.transformer import Decoder
 from hasten.ops.kernels.library import library
@@ -28,14 +30,28 @@ LLAMA_3 = {
 }  # fmt: skip
 HASTEN = {"activation": "relu_squared", "qk_norm": True, "embedding_norm": True, "logit_soft_cap": 15.0}
 ODD = {"dim": 37, "head_dim": 21, "position": "learned", "ffn_dim": 77, "vocab_size": 1001, "num_kv_heads": 1}
-named = pytest.mark.parametrize(
-    "shape", [GPT_2, LLAMA_3, HASTEN, ODD], ids=["gpt2", "llama3", "hasten", "odd"]
-)
+GEMMA_3 = {
+    "activation": "geglu_tanh", "norm_place": "both", "norm_offset": True, "qk_norm": True, "tied": True,
+    "embedding_scale": 5.65, "attention_scale": 0.3, "attention_soft_cap": 1.5, "sliding_window": 4,
+    "window_layers": (0,), "local_rope_theta": 300.0, "rope_scaling": {"kind": "linear", "factor": 4.0},
+}  # fmt: skip
+OPT = {**GPT_2, "activation": "relu", "position_offset": 2, "norm_place": "after"}
+NEOX = {
+    "norm": "layer", "activation": "gelu", "parallel_block": True, "rotary_share": 0.25, "head_dim": 24,
+    "attention_bias": True, "out_bias": True, "ffn_bias": True, "head_bias": True,
+}  # fmt: skip
+NAMED = {
+    "gpt2": GPT_2, "llama3": LLAMA_3, "hasten": HASTEN, "odd": ODD,
+    "gemma3": GEMMA_3, "opt": OPT, "neox": NEOX,
+}  # fmt: skip
+named = pytest.mark.parametrize("shape", NAMED.values(), ids=list(NAMED))
 shapes = st.fixed_dictionaries(
     {
         "position": st.sampled_from(["rotary", "learned", "none"]),
         "norm": st.sampled_from(["rms", "layer"]),
-        "activation": st.sampled_from(["gelu", "gelu_tanh", "relu_squared", "swiglu"]),
+        "activation": st.sampled_from(
+            ["gelu", "gelu_tanh", "relu", "relu_squared", "silu", "swiglu", "geglu", "geglu_tanh"]
+        ),
         "num_kv_heads": st.sampled_from([1, 2, 4]),
         "dim": st.sampled_from([32, 50, 71]),
         "head_dim": st.sampled_from([6, 16, 34, 72]),
@@ -46,8 +62,28 @@ shapes = st.fixed_dictionaries(
             name: st.booleans()
             for name in ("qk_norm", "embedding_norm", "attention_bias", "out_bias", "ffn_bias", "tied")
         },
+        "norm_place": st.sampled_from(["before", "after", "both"]),
+        "embedding_scale": st.sampled_from([1.0, 3.5]),
+        "attention_scale": st.sampled_from([None, 0.2]),
+        "attention_soft_cap": st.sampled_from([None, 2.0]),
+        "sliding_window": st.sampled_from([None, 1, 4, 100]),
+        **{name: st.booleans() for name in ("norm_offset", "final_norm", "parallel_block", "head_bias")},
+        **{name: st.booleans() for name in ("one_window", "local", "half_turned", "offset")},
     }
 )
+
+
+def together(shape: dict[str, Any]) -> dict[str, Any]:
+    """The choices that go together, of those drawn."""
+    shape = dict(shape)
+    one_window, local, half, offset = map(shape.pop, ("one_window", "local", "half_turned", "offset"))
+    rotary, window = shape["position"] == "rotary", shape["sliding_window"] is not None
+    shape["norm_offset"] &= shape["norm"] == "rms"
+    shape["parallel_block"] &= shape["norm_place"] == "before"
+    shape |= {"window_layers": (1,)} if one_window and window else {}
+    shape |= {"local_rope_theta": 50.0} if local and window and rotary else {}
+    shape |= {"rotary_share": 0.5} if half and rotary and shape["head_dim"] % 4 == 0 else {}
+    return shape | ({"position_offset": 3} if offset and shape["position"] == "learned" else {})
 
 
 def lively(model: Decoder) -> Decoder:
@@ -104,10 +140,11 @@ def test_named_architectures_equal_a_float64_reading(small_model: Make, shape):
     assert_near(followed(model, *inputs), read_whole(model, *inputs), 1e-5)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=shapes, rows=st.integers(1, 9), seed=st.integers(0, 3))
 def test_every_combination_equals_a_float64_reading(small_model: Make, shape, rows, seed):
-    model = lively(small_model(seed, **shape))
+    model = lively(small_model(seed, **together(shape)))
+    assert can_decode(model)
     inputs = (ids(rows, 6), ids(rows, 4), [i % 4 for i in range(rows)])
     assert_near(followed(model, *inputs), read_whole(model, *inputs), 1e-5)
 
@@ -235,6 +272,33 @@ def test_a_model_with_other_layers_decodes_in_pytorch(small_model: Make):
     other = small_model()
     other.norm = nn.Sequential(RMSNorm(32, 1e-6))
     assert not can_decode(other)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"position": "sinusoidal"},
+        {"position": "relative"},
+        {"embedding_norm": "learned"},
+        {"logit_scale": 0.5},
+    ],
+)
+def test_choices_that_the_cpp_does_not_know_decode_in_pytorch(small_model: Make, shape):
+    model, inputs = small_model(**shape), (ids(2, 5), ids(2, 3), [0, 2])
+    assert not can_decode(model)
+    with torch.no_grad(), KeyValueCache(model, [0, 2], 8) as cache:
+        cache.read(inputs[0])
+        found = torch.stack([cache.follow(tokens) for tokens in inputs[1].T], dim=1)
+    assert_near(found, read_whole(model, *inputs), 1e-5)
+
+
+def test_every_field_of_a_shape_is_followed_or_declined():
+    known = native.COMPUTED | native.ELSEWHERE
+    assert known <= ModelConfig.model_fields.keys()
+    assert ModelConfig.model_fields.keys() - known == {
+        "num_encoder_layers", "relative_buckets", "relative_distance", "num_token_types", "head",
+        "num_classes", "pooler", "head_transform", "logit_scale", "source_vocab_size", "start_id",
+    }  # fmt: skip
 
 
 def test_without_kernels_the_same_texts_come_from_pytorch(small_model: Make):
