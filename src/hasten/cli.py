@@ -4,9 +4,10 @@ Only the verb that is asked for is imported: `hasten --help` answers without tor
 """
 
 import importlib
+import keyword
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hasten import __version__
 from hasten.core.allocator import settle_allocator
@@ -19,6 +20,8 @@ VERBS = {
     "evaluate": "score the trained model on the held-out test text",
     "generate": "continue prompts",
     "chat": "talk with a model in the terminal",
+    "import": "make a checkpoint of a Hugging Face folder, a model of the hub or a GGUF file",
+    "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
     "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
@@ -27,7 +30,7 @@ VERBS = {
     "schema": "print the JSON schema of recipes, for editors",
 }
 
-COMPUTING = {"journey", "train", "evaluate", "generate", "chat", "bench"}
+COMPUTING = {"journey", "train", "evaluate", "generate", "chat", "import", "export", "bench"}
 """Verbs that take and give back much memory."""
 
 EXAMPLES = """\
@@ -37,6 +40,8 @@ examples:
   hasten init demo my.yaml                            a recipe of your own to edit
   hasten train my.yaml train.minutes=10 seed=1        change anything without editing
   hasten generate runs/demo generate.prompts='["def main("]'
+  hasten import path/to/model                        a model of others, as a checkpoint
+  hasten export runs/demo to=gguf                     and one of yours for llama.cpp
   hasten report runs/first runs/second                compare runs
   hasten bench                                        ten minutes: the speed ledger of this machine
 
@@ -79,8 +84,13 @@ def run(words: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in rest):
         print(verb_help(verb))
         return 0
-    function = getattr(importlib.import_module("hasten.verbs"), verb)
-    return int(function(rest) or 0)
+    return int(function_of(verb)(rest) or 0)
+
+
+def function_of(verb: str) -> Callable[[Sequence[str]], int | None]:
+    """The function behind a verb; Python has a word `import` of its own, so that one is `import_`."""
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    return getattr(importlib.import_module("hasten.verbs"), name)
 
 
 def overview() -> str:
@@ -93,7 +103,7 @@ def overview() -> str:
 
 def verb_help(verb: str) -> str:
     """What `hasten VERB --help` prints: the docstring of the verb's function."""
-    text = getattr(importlib.import_module("hasten.verbs"), verb).__doc__ or ""
+    text = function_of(verb).__doc__ or ""
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 

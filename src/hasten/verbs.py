@@ -129,6 +129,38 @@ def chat(words: Words) -> None:
     stages.talk(recipe)
 
 
+def import_(words: Words) -> None:
+    """hasten import FOLDER|FILE.gguf|OWNER/NAME [key=value ...]
+
+    Makes a checkpoint that every verb takes out of a Hugging Face folder (config.json, safetensors,
+    tokenizer, chat template, generation settings), a GGUF file, or a model of the hub, and notes in
+    origin.json where each byte came from.  Nothing of the folder is run; what hasten cannot hold is
+    refused by name.
+
+    output=models/mine   revision=main   pickle=true (weights that exist only as pytorch_model.bin)
+    """
+    from hasten.exchange.options import ImportConfig, read_options
+    from hasten.exchange.run import bring_in
+
+    bring_in(*read_options(ImportConfig, words, "import"))
+
+
+def export(words: Words) -> None:
+    """hasten export RUN|CHECKPOINT|FOLDER to=hf|gguf [key=value ...]
+
+    Writes the model with its tokenizer, chat template and generation settings: to=hf a folder that
+    transformers loads with equal logits, to=gguf a file that llama.cpp loads.  An imported model's
+    numbers go out in the type they came in.
+
+    output=exports/mine   dtype=float32|bfloat16|float16   max_shard_bytes=2000000000   (to=gguf:
+    dtype=float32|float16|q8_0)
+    """
+    from hasten.exchange.options import ExportConfig, read_options
+    from hasten.exchange.run import send_out
+
+    send_out(*read_options(ExportConfig, words, "export"))
+
+
 def report(words: Words) -> None:
     """hasten report RUN [RUN ...] [key=value ...]
 
