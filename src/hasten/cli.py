@@ -22,6 +22,7 @@ VERBS = {
     "chat": "talk with a model in the terminal",
     "import": "make a checkpoint of a Hugging Face folder, a model of the hub or a GGUF file",
     "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
+    "inspect": "see what a model looks at in your text, head by head, and what it expected",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
     "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
@@ -42,6 +43,7 @@ examples:
   hasten generate runs/demo generate.prompts='["def main("]'
   hasten import path/to/model                        a model of others, as a checkpoint
   hasten export runs/demo to=gguf                     and one of yours for llama.cpp
+  hasten inspect runs/demo "def main("               attention and next-token probabilities, as a page
   hasten report runs/first runs/second                compare runs
   hasten bench                                        ten minutes: the speed ledger of this machine
 

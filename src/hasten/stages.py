@@ -21,6 +21,10 @@ from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
 from hasten.model.transformer import Decoder, build
 from hasten.recipe import Recipe
+from hasten.report.inspect.config import InspectConfig
+from hasten.report.inspect.look import look
+from hasten.report.inspect.page import render
+from hasten.report.inspect.text import as_json, as_text
 from hasten.report.page import write_page
 from hasten.report.summary import write_summary
 from hasten.serve.chat import chat
@@ -184,6 +188,20 @@ def loaded(recipe: Recipe) -> tuple[Decoder, Tokenizer, Path]:
     if tokenizer is None:
         raise ConfigError(f"{folder}: has no tokenizer.json; put the model's own beside its weights")
     return model, tokenizer, folder
+
+
+def inspect(recipe: Recipe, config: InspectConfig) -> str:
+    """Look at the attention in a text: the numbers as text or JSON, or where the page is."""
+    model, tokenizer, _ = loaded(recipe)
+    seen, name = look(model, tokenizer, config), recipe.source.resolve().name
+    if config.format == "text":
+        return as_text(seen, name)
+    if config.format == "json":
+        return json.dumps(as_json(seen, name), ensure_ascii=False)
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    page = recipe.output / "inspect.html"
+    write_text(page, render(seen, name, model.config.num_parameters, recipe.report.lang))
+    return f"attention: {page}"
 
 
 def report(recipe: Recipe, others: Sequence[Path] = ()) -> Path:

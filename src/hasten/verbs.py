@@ -161,6 +161,25 @@ def export(words: Words) -> None:
     send_out(*read_options(ExportConfig, words, "export"))
 
 
+def inspect(words: Words) -> None:
+    """hasten inspect RECIPE|RUN|MODEL "TEXT" [key=value ...]
+
+    Runs the model once on your text and shows where each head looks and what the model expected at
+    each place, as a page (inspect.html in the output folder), as text, or as JSON.  An encoder fills
+    each [MASK]; an encoder-decoder reads source= and has written target=, by default its own.
+
+    format=text   format=json   top=10   layers=[0,5]   mask=each   source='A dog.' target='Ein Hund.'
+    """
+    from hasten.recipe import Recipe
+    from hasten.report.inspect.config import from_words
+
+    config, overrides = from_words(words[1:], Recipe.model_fields)
+    recipe = recipe_of([*words[:1], *overrides], "inspect")
+    from hasten import stages
+
+    say(stages.inspect(recipe, config))
+
+
 def report(words: Words) -> None:
     """hasten report RUN [RUN ...] [key=value ...]
 
