@@ -8,24 +8,30 @@ from torch import nn
 
 from hasten.model.config import ModelConfig
 from hasten.model.layout import LAYOUT, role
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Decoder, assemble
 
 SHAPES = [
     {"preset": "hasten-tiny", "vocab_size": 64},
     {"preset": "gpt2"},
     {"preset": "qwen3-0.6b"},
     {"preset": "llama3-8b"},
-]
+    {"kind": "encoder", "vocab_size": 64, "position": "learned", "norm": "layer", "embedding_norm": "learned",
+     "num_token_types": 2, "pooler": "tanh", "head_transform": True, "head_bias": True, "norm_place": "both",
+     "attention_bias": True},
+    {"kind": "encoder", "vocab_size": 64, "head": "token_classes", "num_classes": 3, "head_bias": True},
+    {"kind": "seq2seq", "vocab_size": 64, "position": "relative", "qk_norm": True, "shared_embeddings": False,
+     "num_encoder_layers": 2, "ffn_bias": True},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_parameter_has_the_role_that_its_module_plays(shape):
     with torch.device("meta"):
-        model = Decoder(ModelConfig.model_validate({**shape, "num_layers": 1}))
+        model = assemble(ModelConfig.model_validate({**shape, "num_layers": 1}))
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         module = modules[name.rpartition(".")[0]]
-        if parameter.ndim == 1:
+        if parameter.ndim == 1 or name.endswith("relative.weight"):
             assert role(name) == "vector", name
         elif isinstance(module, nn.Embedding):
             assert role(name) == "embedding", name
@@ -43,3 +49,17 @@ def test_the_layout_names_every_linear_but_the_head_and_nothing_else():
     assert named == linears | {"embedding"}
     for pattern in LAYOUT:
         assert fnmatch.filter(named, pattern), pattern
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_matrices_of_blocks_are_those_that_the_configuration_counts(shape):
+    """What Muon orthogonalises, apart from the dense layers before a head."""
+    config = ModelConfig.model_validate({**shape, "num_layers": 2})
+    with torch.device("meta"):
+        model = assemble(config)
+    found = [
+        (parameter.shape[1], parameter.shape[0])
+        for name, parameter in model.named_parameters()
+        if role(name) == "matrix" and "layers." in name
+    ]
+    assert sorted(found) == sorted(config.matrix_shapes)

@@ -54,7 +54,9 @@ def factors(base: Base | None, model: ModelConfig, batch_tokens: int, *, optimiz
     width = MUON_WIDTH if optimizer == "muon" else ADAM_WIDTH
     # A tied table is an embedding that reads out logits: as a head it must slow down with width.
     width = {**width, "embedding": -1} if model.tied else width
-    wider, deeper = model.dim / base.dim, model.num_layers / base.num_layers
+    # Of two sides the deeper one decides: its stream adds up the most branches.
+    deeper = max(model.encoder_layers, model.decoder_layers) / base.num_layers
+    wider = model.dim / base.dim
     larger = min((batch_tokens / base.batch_tokens) ** BATCH, LARGEST)
     return {k: wider ** width.get(k, 0) * deeper ** DEPTH.get(k, 0) * larger for k in KINDS}
 
