@@ -5,7 +5,10 @@ READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksu
 PEERS := .venv-peers/.ready-$(shell cat bench/requirements.txt constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check bench bench-peers clean
+.PHONY: help setup demo test quick check models bench bench-peers clean
+
+# Where `make models` puts trained models of others, and where tests look for them.
+export HASTEN_MODELS ?= $(CURDIR)/runs/models
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +38,9 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+models: $(READY)  ## two small trained encoders (147 MB to fetch), which some tests use where they are
+	$(BIN)/python bench/models.py
 
 bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to bench/results/
 	$(BIN)/python bench/compare.py --shape S --peers-allocator --minutes 20 --save bench/results/compare-s.json

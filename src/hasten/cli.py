@@ -20,9 +20,10 @@ VERBS = {
     "evaluate": "score the trained model on the held-out test text",
     "generate": "continue prompts",
     "chat": "talk with a model in the terminal",
+    "inspect": "see what a model looks at in your text, head by head, and what it expected",
+    "embed": "vectors of texts from an encoder, and how near they are to each other",
     "import": "make a checkpoint of a Hugging Face folder, a model of the hub or a GGUF file",
     "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
-    "inspect": "see what a model looks at in your text, head by head, and what it expected",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
     "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
@@ -31,7 +32,18 @@ VERBS = {
     "schema": "print the JSON schema of recipes, for editors",
 }
 
-COMPUTING = {"journey", "train", "evaluate", "generate", "chat", "import", "export", "bench"}
+COMPUTING = {
+    "journey",
+    "train",
+    "evaluate",
+    "generate",
+    "chat",
+    "inspect",
+    "embed",
+    "import",
+    "export",
+    "bench",
+}
 """Verbs that take and give back much memory."""
 
 EXAMPLES = """\
@@ -41,9 +53,9 @@ examples:
   hasten init demo my.yaml                            a recipe of your own to edit
   hasten train my.yaml train.minutes=10 seed=1        change anything without editing
   hasten generate runs/demo generate.prompts='["def main("]'
+  hasten inspect runs/demo "def main("               attention and next-token probabilities, as a page
   hasten import path/to/model                        a model of others, as a checkpoint
   hasten export runs/demo to=gguf                     and one of yours for llama.cpp
-  hasten inspect runs/demo "def main("               attention and next-token probabilities, as a page
   hasten report runs/first runs/second                compare runs
   hasten bench                                        ten minutes: the speed ledger of this machine
 

@@ -129,6 +129,45 @@ def chat(words: Words) -> None:
     stages.talk(recipe)
 
 
+def inspect(words: Words) -> None:
+    """hasten inspect RECIPE|RUN|MODEL "TEXT" [key=value ...]
+
+    Runs the model once on your text and shows where each head looks and what the model expected at
+    each place, as a page (inspect.html in the output folder), as text, or as JSON.  An encoder fills
+    each [MASK]; an encoder-decoder reads source= and has written target=, by default its own.
+
+    format=text   format=json   top=10   layers=[0,5]   mask=each   source='A dog.' target='Ein Hund.'
+    """
+    from hasten.recipe import Recipe
+    from hasten.report.inspect.config import from_words
+
+    config, overrides = from_words(words[1:], Recipe.model_fields)
+    recipe = recipe_of([*words[:1], *overrides], "inspect")
+    from hasten import stages
+
+    say(stages.inspect(recipe, config))
+
+
+def embed(words: Words) -> None:
+    """hasten embed RUN|MODEL [key=value ...]
+
+    Makes a vector of each text, so that near in meaning is near in angle, with an encoder such as
+    BERT or a model of sentence-transformers, whose pooling it follows.  Prints the cosine of every
+    two texts, and writes the vectors where output= says.
+
+    texts='["A cat.", "Eine Katze."]'   file=texts.txt   output=vectors.npy   pooling=first   truncate=true
+    """
+    if not words or "=" in words[0]:
+        raise ConfigError(
+            'hasten embed needs a model first: hasten embed runs/mine texts=\'["a text", "another"]\''
+        )
+    from hasten.core import config
+    from hasten.evaluate.embed import EmbedConfig
+    from hasten.evaluate.vectors import embed_texts
+
+    embed_texts(Path(words[0]), config.parse(EmbedConfig, config.override({}, words[1:]), "embed"))
+
+
 def import_(words: Words) -> None:
     """hasten import FOLDER|FILE.gguf|OWNER/NAME [key=value ...]
 
@@ -159,25 +198,6 @@ def export(words: Words) -> None:
     from hasten.exchange.run import send_out
 
     send_out(*read_options(ExportConfig, words, "export"))
-
-
-def inspect(words: Words) -> None:
-    """hasten inspect RECIPE|RUN|MODEL "TEXT" [key=value ...]
-
-    Runs the model once on your text and shows where each head looks and what the model expected at
-    each place, as a page (inspect.html in the output folder), as text, or as JSON.  An encoder fills
-    each [MASK]; an encoder-decoder reads source= and has written target=, by default its own.
-
-    format=text   format=json   top=10   layers=[0,5]   mask=each   source='A dog.' target='Ein Hund.'
-    """
-    from hasten.recipe import Recipe
-    from hasten.report.inspect.config import from_words
-
-    config, overrides = from_words(words[1:], Recipe.model_fields)
-    recipe = recipe_of([*words[:1], *overrides], "inspect")
-    from hasten import stages
-
-    say(stages.inspect(recipe, config))
 
 
 def report(words: Words) -> None:
