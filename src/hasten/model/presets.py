@@ -1,7 +1,7 @@
 """Published architectures, and our own, as data for `model.preset`.
 
 Sources: GPT-2, Radford et al. 2019 and its released checkpoints; GPT-3, Brown et al. 2020, table 2.1;
-Llama, Qwen and SmolLM2: the `config.json` of the released checkpoints.
+Llama, Mistral, Qwen, SmolLM2, Gemma, Pythia and OPT: the `config.json` of the released checkpoints.
 """
 
 from typing import Any
@@ -37,6 +37,43 @@ LLAMA_3_1_ROPE: Shape = {
 }
 QWEN_2: Shape = {**LLAMA, "norm_eps": 1e-6, "rope_theta": 1e6, "attention_bias": True, "vocab_size": 151_936}
 QWEN_3: Shape = {**QWEN_2, "attention_bias": False, "qk_norm": True, "head_dim": 128}
+GEMMA: Shape = {
+    **LLAMA,
+    "norm_eps": 1e-6,
+    "norm_offset": True,
+    "activation": "geglu_tanh",
+    "tied": True,
+    "vocab_size": 256_000,
+    "max_positions": 8192,
+    "head_dim": 256,
+}
+GEMMA_2: Shape = {
+    **GEMMA,
+    "norm_place": "both",
+    "logit_soft_cap": 30.0,
+    "attention_soft_cap": 50.0,
+    "sliding_window": 4096,
+}
+GEMMA_3: Shape = {
+    **GEMMA,
+    "norm_place": "both",
+    "qk_norm": True,
+    "sliding_window": 512,
+    "rope_theta": 1e6,
+    "local_rope_theta": 1e4,
+    "vocab_size": 262_144,
+    "max_positions": 32_768,
+}
+OPT: Shape = {**GPT, "activation": "relu", "position_offset": 2, "init_std": 0.006, "vocab_size": 50_272}
+PYTHIA: Shape = {
+    **GPT,
+    "position": "rotary",
+    "rotary_share": 0.25,
+    "parallel_block": True,
+    "activation": "gelu",
+    "tied": False,
+    "vocab_size": 50_304,
+}
 # What won our small-scale comparison: each piece is in the modded-nanogpt and nanochat records too.
 HASTEN: Shape = {
     "position": "rotary",
@@ -91,6 +128,23 @@ def smollm2(*shape: Any, theta: float) -> Shape:
     return grouped(LLAMA, *shape, **rest)
 
 
+def gemma(
+    family: Shape, dim: int, num_layers: int, heads: Heads, ffn_dim: int, *, every: int = 0, **rest: Any
+) -> Shape:
+    """A Gemma; all layers but each `every`-th see a window."""
+    windows = [layer for layer in range(num_layers) if every and (layer + 1) % every]
+    rest = {**rest, "embedding_scale": dim**0.5, **({"window_layers": tuple(windows)} if every else {})}
+    return grouped(family, dim, num_layers, heads, ffn_dim, **rest)
+
+
+def pythia(*shape: Any, **rest: Any) -> Shape:
+    return {**gpt(*shape, 2048), **PYTHIA, **rest}
+
+
+def opt(*shape: Any) -> Shape:
+    return {**gpt(*shape, 2048), **OPT}
+
+
 def hasten(dim: int, num_layers: int, num_heads: int, max_positions: int) -> Shape:
     return {
         **HASTEN,
@@ -129,6 +183,12 @@ PRESETS: dict[str, Shape] = {
     "llama3.1-405b": llama_3_1(16_384, 126, (128, 8), 53_248),
     "llama3.2-1b": llama_3_1(2048, 16, (32, 8), 8192, factor=32.0, tied=True),
     "llama3.2-3b": llama_3_1(3072, 28, (24, 8), 8192, factor=32.0, tied=True),
+    "mistral-7b": grouped(
+        LLAMA, 4096, 32, (32, 8), 14_336, vocab_size=32_000, max_positions=32_768, sliding_window=4096
+    ),
+    "mistral-7b-v0.3": grouped(
+        LLAMA, 4096, 32, (32, 8), 14_336, vocab_size=32_768, max_positions=32_768, rope_theta=1e6
+    ),
     "smollm2-135m": smollm2(576, 30, (9, 3), 1536, theta=1e5),
     "smollm2-360m": smollm2(960, 32, (15, 5), 2560, theta=1e5),
     "smollm2-1.7b": smollm2(2048, 24, (32, 32), 8192, theta=1.3e5),
@@ -137,4 +197,28 @@ PRESETS: dict[str, Shape] = {
     "qwen3-0.6b": grouped(QWEN_3, 1024, 28, (16, 8), 3072, tied=True, max_positions=40_960),
     "qwen3-1.7b": grouped(QWEN_3, 2048, 28, (16, 8), 6144, tied=True, max_positions=40_960),
     "qwen3-4b": grouped(QWEN_3, 2560, 36, (32, 8), 9728, tied=True, max_positions=40_960),
+    "gemma-2b": gemma(GEMMA, 2048, 18, (8, 1), 16_384),
+    "gemma-7b": gemma(GEMMA, 3072, 28, (16, 16), 24_576),
+    "gemma2-2b": gemma(GEMMA_2, 2304, 26, (8, 4), 9216, every=2),
+    "gemma2-9b": gemma(GEMMA_2, 3584, 42, (16, 8), 14_336, every=2),
+    "gemma2-27b": gemma(
+        GEMMA_2, 4608, 46, (32, 16), 36_864, every=2, head_dim=128, attention_scale=144**-0.5
+    ),
+    "gemma3-270m": gemma(GEMMA_3, 640, 18, (4, 1), 2048, every=6),
+    "gemma3-1b": gemma(GEMMA_3, 1152, 26, (4, 1), 6912, every=6),
+    "opt-125m": opt(768, 12, 12),
+    "opt-1.3b": opt(2048, 24, 32),
+    "opt-2.7b": opt(2560, 32, 32),
+    "opt-6.7b": opt(4096, 32, 32),
+    "opt-13b": opt(5120, 40, 40),
+    "opt-30b": opt(7168, 48, 56),
+    "opt-66b": opt(9216, 64, 72),
+    "pythia-70m": pythia(512, 6, 8),
+    "pythia-160m": pythia(768, 12, 12),
+    "pythia-410m": pythia(1024, 24, 16),
+    "pythia-1b": pythia(2048, 16, 8),
+    "pythia-1.4b": pythia(2048, 24, 16),
+    "pythia-2.8b": pythia(2560, 32, 32),
+    "pythia-6.9b": pythia(4096, 32, 32, vocab_size=50_432),
+    "pythia-12b": pythia(5120, 36, 40, vocab_size=50_688),
 }

@@ -17,17 +17,17 @@ from hasten.model.config import ModelConfig
 HARMLESS = frozenset(
     {
         # bookkeeping, and ids that tokenizers and generation know better
-        "_attn_implementation_autoset", "_name_or_path", "architectures", "bos_token_id", "dtype",
-        "eos_token_id", "finetuning_task", "id2label", "label2id", "model_type", "pad_token_id", "prefix",
-        "problem_type", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype",
-        "transformers_version",
+        "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures", "bos_token_id",
+        "dtype", "eos_token_id", "finetuning_task", "id2label", "is_llama_config", "label2id", "model_type",
+        "pad_token_id", "prefix", "problem_type", "sep_token_id", "task_specific_params", "tokenizer_class",
+        "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version",
         # what a forward pass returns, how it is computed, and with which cache
         "cache_implementation", "chunk_size_feed_forward", "output_attentions", "output_hidden_states",
         "output_past", "pretraining_tp", "return_dict", "torchscript", "use_bfloat16", "use_cache",
         # training
-        "activation_dropout", "attention_dropout", "attn_pdrop", "dropout", "embd_pdrop",
-        "gradient_checkpointing", "hidden_dropout", "init_std", "initializer_range", "layerdrop",
-        "resid_pdrop",
+        "activation_dropout", "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout",
+        "embd_pdrop", "gradient_checkpointing", "hidden_dropout", "hidden_dropout_prob", "init_std",
+        "initializer_range", "layerdrop", "resid_pdrop",
         # how text is generated: the generation config's affair
         "bad_words_ids", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
         "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
@@ -43,7 +43,9 @@ ORDINARY: dict[str, Any] = {
     "is_decoder": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
+    "rope_interleaved": False,
     "tie_encoder_decoder": False,
+    "use_mrope": False,
 }
 """Fields that change nothing at this value; at any other they are refused, unless a family reads them."""
 PLAIN = {

@@ -39,6 +39,8 @@ def read_shared(fields: Fields, act: str, kv_heads: int) -> dict[str, Any]:
     for name, value in {"num_key_value_heads": kv_heads, "head_dim": 256, act: "gelu_pytorch_tanh"}.items():
         fields.values.setdefault(name, value)
     bias = fields.flag("attention_bias", False)
+    if act == "hidden_activation":  # newer files may have both, of which the older name is not asked
+        fields.require("hidden_act", fields.values[act])
     shape = read_gated(fields, tied=True, act=act)
     scale = shape["dim"] ** 0.5
     return {
