@@ -1,5 +1,7 @@
 """What can be said of a recipe before anything is started."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -24,17 +26,44 @@ def costs(recipe: Recipe) -> list[str]:
     row_tokens = recipe.data.row_tokens if recipe.data else model.max_positions
     optimizer = recipe.train.optimizer.kind
     states, row = model.state_bytes(optimizer), model.activation_bytes(1, row_tokens)
-    flops = model.flops_per_token(row_tokens)
+    flops = model.flops_per_token(row_tokens, **shares(recipe))
     return [
         f"parameters            {model.num_parameters:,}",
-        f"FLOPs per token       {flops:,} in a training step, rows of {row_tokens:,} tokens",
+        f"FLOPs per token       {flops:,} in a training step, {row_of(recipe, row_tokens)}",
         f"weights and {optimizer:<9} {megabytes(states)}: weights, gradients and moments in float32",
         f"activations           {megabytes(row)} for one row of a micro-batch",
-        f"key/value cache       {model.kv_bytes_per_token():,} bytes per token of context",
+        *cache(model),
         f"batch                 {recipe.train.batch_tokens:,} tokens a step",
         f"learning rates        {rates(recipe)}",
         f"matrices are updated  {pace(recipe)}",
     ]
+
+
+def cache(model: ModelConfig) -> list[str]:
+    """The key/value cache, of a model that writes."""
+    if model.kind == "encoder":
+        return []
+    return [f"key/value cache       {model.kv_bytes_per_token():,} bytes per token of context"]
+
+
+def shares(recipe: Recipe) -> dict[str, Any]:
+    """What the data say about a token's cost: sources beside it, and how many go through the head."""
+    kind, data = recipe.model.kind, recipe.data
+    if data is None or kind == "decoder":
+        return {}
+    if kind == "encoder":
+        return {"head_share": data.masking.share}
+    return {"source_tokens": data.source_row_tokens}
+
+
+def row_of(recipe: Recipe, row_tokens: int) -> str:
+    """What a row holds, in words."""
+    if recipe.model.kind == "seq2seq":
+        source = (recipe.data.source_row_tokens if recipe.data else None) or row_tokens
+        return f"rows of {source:,} source and {row_tokens:,} target tokens, per target token"
+    if recipe.model.kind == "encoder" and recipe.data:
+        return f"rows of {row_tokens:,} tokens, {recipe.data.masking.share:.0%} of them through the head"
+    return f"rows of {row_tokens:,} tokens"
 
 
 def rates(recipe: Recipe) -> str:

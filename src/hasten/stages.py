@@ -13,13 +13,12 @@ from hasten.core.console import say
 from hasten.core.errors import ConfigError
 from hasten.core.files import write_json, write_text
 from hasten.core.runtime import choose_device, environment, start
-from hasten.data.corpus import Corpus
 from hasten.data.prepare import RECORD, Prepared
 from hasten.evaluate.run import evaluate as score
 from hasten.generate.completion import Completion
 from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
-from hasten.model.transformer import Decoder, build
+from hasten.model.transformer import build
 from hasten.recipe import Recipe
 from hasten.report.inspect.config import InspectConfig
 from hasten.report.inspect.look import look
@@ -58,6 +57,7 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
 def assemble(recipe: Recipe, started: float) -> Run:
     """The parts of a training put together, in a folder of its own."""
     runtime = start(recipe.device)
+    recipe.examples()  # before any data is read
     prepared = recipe.prepared()
     tokenizer = Tokenizer.load(prepared.tokenizer)
     architecture = recipe.architecture(tokenizer)
@@ -66,15 +66,14 @@ def assemble(recipe: Recipe, started: float) -> Run:
         claim(recipe)
         # The report reads the run's folder alone, so what became of the data is noted there too.
         shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
-    seed, row_tokens = recipe.train.seed, recipe.text.row_tokens
     held_out = prepared.splits.get("validation")
     return Run(
         recipe.output,
         recipe.train,
-        model=build(architecture, seed, runtime.device),
+        model=build(architecture, recipe.train.seed, runtime.device),
         objective=recipe.objective,
-        corpus=Corpus(prepared.folder, "train", row_tokens, seed, recipe.weights()),
-        validation=Corpus(prepared.folder, "validation", row_tokens, seed) if held_out else None,
+        corpus=recipe.corpus(prepared, "train", tokenizer),
+        validation=recipe.corpus(prepared, "validation", tokenizer) if held_out else None,
         runtime=runtime,
         tokenizer=prepared.tokenizer,
         parent=prepared.folder.name,
@@ -181,8 +180,11 @@ def talk(recipe: Recipe) -> None:
     chat(model, tokenizer, recipe.generate, find_template(folder))
 
 
-def loaded(recipe: Recipe) -> tuple[Decoder, Tokenizer, Path]:
-    """The model that evaluate, generate and chat work with, its tokenizer, and the folder that holds them."""
+def loaded(recipe: Recipe) -> tuple[Any, Tokenizer, Path]:
+    """The model that evaluate, generate and chat work with, its tokenizer, and the folder that holds them.
+
+    Any of the assemblies: each verb says which it takes.
+    """
     folder = checkpoint_in(recipe.source)
     model, tokenizer = load_model(folder, choose_device(recipe.device))
     if tokenizer is None:
