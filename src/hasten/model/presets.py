@@ -137,12 +137,12 @@ def gemma(
     return grouped(family, dim, num_layers, heads, ffn_dim, **rest)
 
 
-def pythia(*shape: Any, **rest: Any) -> Shape:
-    return {**gpt(*shape, 2048), **PYTHIA, **rest}
+def pythia(dim: int, num_layers: int, num_heads: int, **rest: Any) -> Shape:
+    return {**gpt(dim, num_layers, num_heads, 2048), **PYTHIA, **rest}
 
 
-def opt(*shape: Any) -> Shape:
-    return {**gpt(*shape, 2048), **OPT}
+def opt(dim: int, num_layers: int, num_heads: int) -> Shape:
+    return {**gpt(dim, num_layers, num_heads, 2048), **OPT}
 
 
 def hasten(dim: int, num_layers: int, num_heads: int, max_positions: int) -> Shape:
