@@ -4,7 +4,7 @@ from typing import Any
 
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
-from hasten.model.families.base import PLAIN, Family, Fields, Source, name_of, tied_head
+from hasten.model.families.base import MOST_LAYERS, PLAIN, Family, Fields, Source, name_of, tied_head
 
 CLASSES = {
     "BertModel": "none",
@@ -52,7 +52,7 @@ def read_trunk(fields: Fields) -> dict[str, Any]:
         "kind": "encoder",
         "vocab_size": fields.count("vocab_size"),
         "dim": fields.count("hidden_size"),
-        "num_layers": fields.count("num_hidden_layers"),
+        "num_layers": fields.count("num_hidden_layers", most=MOST_LAYERS),
         "num_heads": fields.count("num_attention_heads"),
         "ffn_dim": fields.count("intermediate_size"),
         "max_positions": fields.count("max_position_embeddings"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hasten.model.config import ModelConfig
-from hasten.model.families.base import PLAIN, Family, Fields, Source, name_of, tied_head
+from hasten.model.families.base import MOST_LAYERS, PLAIN, Family, Fields, Source, name_of, tied_head
 from hasten.model.families.bert import AS_IN_2019, class_sources, linear, read_classes, write_classes
 
 CLASSES = {
@@ -37,7 +37,7 @@ def read_distilbert(fields: Fields) -> dict[str, Any]:
         "kind": "encoder",
         "vocab_size": fields.count("vocab_size"),
         "dim": fields.count("dim"),
-        "num_layers": fields.count("n_layers"),
+        "num_layers": fields.count("n_layers", most=MOST_LAYERS),
         "num_heads": fields.count("n_heads"),
         "ffn_dim": fields.count("hidden_dim"),
         "max_positions": fields.count("max_position_embeddings"),

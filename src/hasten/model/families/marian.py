@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
-from hasten.model.families.base import PLAIN, Family, Fields, Source, name_of
+from hasten.model.families.base import MOST_LAYERS, PLAIN, Family, Fields, Source, name_of
 from hasten.model.families.bert import linear
 from hasten.model.position import sinusoids
 
@@ -18,6 +17,8 @@ HEAD, BIAS = "lm_head.weight", "final_logits_bias"
 SHARED, READ, WRITTEN = "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 NORM_EPS = 1e-5
 """Written into the code of Marian, not into its files."""
+LARGEST_TABLE = 1 << 26
+"""Numbers; a file that claims more positions is no early one."""
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 MODULES = {
     **{f"attention.{our}": f"self_attn.{their}" for our, their in ATTENTION.items()},
@@ -42,12 +43,12 @@ def read_marian(fields: Fields) -> dict[str, Any]:
     fields.skip(
         "classif_dropout", "classifier_dropout", "encoder_layerdrop", "decoder_layerdrop", "_num_labels"
     )
-    dim, layers = fields.count("d_model"), fields.count("encoder_layers")
+    dim, layers = fields.count("d_model"), fields.count("encoder_layers", most=MOST_LAYERS)
     fields.require("num_hidden_layers", layers)
     return {
         "kind": "seq2seq",
         "dim": dim,
-        "num_layers": fields.count("decoder_layers"),
+        "num_layers": fields.count("decoder_layers", most=MOST_LAYERS),
         "num_encoder_layers": layers,
         "num_heads": on_both_sides(fields, "attention_heads"),
         "ffn_dim": on_both_sides(fields, "ffn_dim"),
@@ -148,7 +149,12 @@ def marian_copies(config: ModelConfig) -> dict[str, str]:
 
 def marian_derived(config: ModelConfig) -> dict[str, Callable[[], Tensor]]:
     """Early files hold the sines and cosines, which follow from the width."""
-    make = partial(sinusoids, torch.arange(config.max_positions), config.dim)
+    if config.max_positions * config.dim > LARGEST_TABLE:
+        return {}
+
+    def make() -> Tensor:
+        return sinusoids(torch.arange(config.max_positions), config.dim)
+
     return {f"{side}.embed_positions.weight": make for side in ("encoder", "decoder")}
 
 

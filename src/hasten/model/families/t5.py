@@ -3,7 +3,7 @@
 from typing import Any
 
 from hasten.model.config import ModelConfig
-from hasten.model.families.base import GATED, PLAIN, Family, Fields, Source, name_of
+from hasten.model.families.base import GATED, MOST_LAYERS, PLAIN, Family, Fields, Source, name_of
 
 CLASSES = {"T5ForConditionalGeneration": "seq2seq", "T5EncoderModel": "encoder"}
 HEAD = "lm_head.weight"
@@ -23,8 +23,8 @@ def read_t5(fields: Fields) -> dict[str, Any]:
     kind = fields.architecture(CLASSES)
     # Which sides there are is the class's to say.
     fields.skip("is_encoder_decoder", "dropout_rate", "classifier_dropout", "initializer_factor")
-    encoder_layers = fields.count("num_layers")
-    decoder_layers = fields.count("num_decoder_layers", encoder_layers)
+    encoder_layers = fields.count("num_layers", most=MOST_LAYERS)
+    decoder_layers = fields.count("num_decoder_layers", encoder_layers, most=MOST_LAYERS)
     dim = fields.count("d_model")
     shape = {
         "kind": kind,
