@@ -132,10 +132,29 @@ def written_attention(
     bias: Bias | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """`attend` written out from the formula, for what no kernel does; scores in float32 at least."""
+    """`attend` written out from the formula, for what no kernel does."""
+    weights = attention_weights(query, key, sight, scale=scale, bias=bias, soft_cap=soft_cap)
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(value.dtype)
+    value = value.repeat_interleave(query.shape[2] // value.shape[2], dim=2)
+    return torch.einsum("bhts,bshk->bthk", weights, value)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    sight: Sight,
+    *,
+    scale: float | None = None,
+    bias: Bias | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """The probabilities that `attend` mixes values with: [B, H, T, S], in float32 at least.
+
+    Arguments as there, with `sight` for who sees whom; a query that sees no key has zeros.
+    """
     heads, shared, width = query.shape[2], key.shape[2], query.shape[3]
     bias = None if bias is None else made(bias, query, key)
-    key, value = (x.repeat_interleave(heads // shared, dim=2) for x in (key, value))
+    key = key.repeat_interleave(heads // shared, dim=2)
     scores = torch.einsum("bthk,bshk->bhts", query, key) * (width**-0.5 if scale is None else scale)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if soft_cap is not None:
@@ -147,9 +166,7 @@ def written_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
-    weights = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(value.dtype)
-    return torch.einsum("bhts,bshk->bthk", weights, value)
+    return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
 
 
 def reference_attention(

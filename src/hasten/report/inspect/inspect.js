@@ -1,6 +1,6 @@
 // Draws the heads and follows pointer and keys. A byte is 255 times the square root of a probability.
 const STEPS = 255, SMALL = 64, LABELLED = 32, TOP = 6;
-const LETTERS = { from: "→", to: "←" };
+const ARROWS = { from: "→", to: "←" };
 const all = (root, selector) => [...root.querySelectorAll(selector)];
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 
@@ -51,6 +51,13 @@ function rove(buttons, step) {
     button.addEventListener("focus", () => buttons.forEach((other) => { other.tabIndex = other === button ? 0 : -1; }));
   });
   if (buttons.length) buttons[0].tabIndex = 0;
+}
+
+// Scroll a long text, not the page, to a token.
+function reveal(token) {
+  const strip = token.parentElement, above = token.offsetTop, below = above + token.offsetHeight;
+  if (above < strip.scrollTop) strip.scrollTop = above;
+  else if (below > strip.scrollTop + strip.clientHeight) strip.scrollTop = below - strip.clientHeight;
 }
 
 class View {
@@ -121,7 +128,7 @@ class View {
 
   // Tokens beside the large picture, where there is room for them.
   label() {
-    this.plane.style.aspectRatio = `${this.keys} / ${this.queries}`;
+    this.plane.style.aspectRatio = Math.min(Math.max(this.keys / this.queries, 0.8), 3);
     if (Math.max(this.queries, this.keys) > LABELLED) return;
     const spans = (tokens) => tokens.map((token) => {
       const span = document.createElement("span"), text = document.createElement("bdi");
@@ -157,15 +164,17 @@ class View {
       token.classList.toggle("strong", shade > 0.62);
     });
     own[place.at].classList.add("chosen");
+    if (place === this.pinned) reveal(own[place.at]);
     const strongest = weights.map((weight, at) => [weight, at]).sort((a, b) => b[0] - a[0]).slice(0, TOP);
     this.say(own, place.at, backward, strongest.filter(([weight]) => weight >= 0.0005).map(([weight, at]) => [others, at, weight]));
     this.mark(backward ? null : place.at, backward ? place.at : null);
   }
 
   say(own, at, backward, links) {
-    const name = document.createElement("b"), arrow = document.createElement("i");
+    const name = document.createElement("bdi"), arrow = document.createElement("i");
     name.textContent = this.text(own, at);
-    arrow.textContent = ` ${backward ? LETTERS.to : LETTERS.from}`;
+    name.className = "who";
+    arrow.textContent = ` ${at} ${backward ? ARROWS.to : ARROWS.from}`;
     const parts = links.map(([tokens, other, weight]) => {
       const part = document.createElement("span"), text = document.createElement("bdi"), share = document.createElement("i");
       text.textContent = this.text(tokens, other);
