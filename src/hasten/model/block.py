@@ -1,6 +1,5 @@
 """The residual block.  Letters in shapes as in `transformer.py`."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.model.attention import Attention, CrossAttention
@@ -8,6 +7,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.feed_forward import FeedForward
 from hasten.model.norm import make_norm
 from hasten.model.position import RelativeBias
+from hasten.ops.dropout import dropout
 
 
 class Block(nn.Module):
@@ -64,4 +64,4 @@ class Block(nn.Module):
 
     def drop(self, x: Tensor) -> Tensor:
         """Residual dropout, in training only."""
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout if self.training else 0.0)

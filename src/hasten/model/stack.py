@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 
@@ -12,6 +11,7 @@ from hasten.model.block import Block
 from hasten.model.config import ModelConfig
 from hasten.model.norm import make_norm
 from hasten.model.position import RelativeBias, rotary_frequencies, sinusoids
+from hasten.ops.dropout import dropout
 from hasten.ops.norm import rms_norm
 from hasten.ops.rope import frequencies, rotary_angles
 
@@ -70,7 +70,7 @@ class Stack(nn.Module):
         device = x.device.type
         if is_autocast_available(device) and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))  # the stream is what memory bandwidth goes to
-        return F.dropout(x, config.dropout, self.training)
+        return dropout(x, config.dropout if self.training else 0.0)
 
     def angles(self, positions: Tensor) -> Tensor | None:
         """Rotary cosines and sines, once for all layers."""

@@ -5,6 +5,7 @@ heads, R = H / G query heads that share a key, K head width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,15 @@ def attend(
     T and S; `soft_cap` squeezes scores into (-cap, cap) before all that; `dropout` drops probabilities.
     """
     window = None if window is None or window >= key.shape[1] else window
+    sight: dict[str, Any] = {
+        "causal": causal, "segments": segments, "key_segments": key_segments, "window": window
+    }  # fmt: skip
+    if kernel_attends(query, key, value, **sight, scale=scale, dropout=dropout):
+        added = None if bias is None else made(bias, query, key)
+        return kernel_attention(
+            query, key, value, **sight, scale=scale, dropout=dropout, bias=added, soft_cap=soft_cap
+        )
     plain = key_segments is None and bias is None and window is None and soft_cap is None
-    if plain and kernel_attends(query, key, value, scale, dropout):
-        return kernel_attention(query, key, value, causal=causal, segments=segments, scale=scale)
     if plain and causal and blocks_win(query, key, segments):
         return blockwise_attention(
             query, key, value, causal=causal, segments=segments, scale=scale, dropout=dropout
@@ -52,13 +59,10 @@ def attend(
         query,
         key,
         value,
-        causal=causal,
-        segments=segments,
-        key_segments=key_segments,
+        **sight,
         scale=scale,
         dropout=dropout,
         bias=bias,
-        window=window,
         soft_cap=soft_cap,
     )
 

@@ -6,7 +6,16 @@ import torch.nn.functional as F
 from against import DTYPES, assert_as_good, assert_threads_do_not_matter, needs_kernels, results
 from torch import Tensor
 
-from hasten.ops.activation import gelu, gelu_tanh, relu_squared, swiglu
+from hasten.ops.activation import (
+    geglu,
+    geglu_tanh,
+    gelu,
+    gelu_tanh,
+    relu,
+    relu_squared,
+    silu,
+    swiglu,
+)
 
 pytestmark = needs_kernels
 
@@ -23,11 +32,29 @@ def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-PLAIN = {relu_squared: plain_relu_squared, gelu: F.gelu, gelu_tanh: plain_gelu_tanh, swiglu: plain_swiglu}
+def plain_geglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.gelu(gate) * up
+
+
+def plain_geglu_tanh(gate: Tensor, up: Tensor) -> Tensor:
+    return F.gelu(gate, approximate="tanh") * up
+
+
+PLAIN = {
+    relu: F.relu,
+    relu_squared: plain_relu_squared,
+    silu: F.silu,
+    gelu: F.gelu,
+    gelu_tanh: plain_gelu_tanh,
+    swiglu: plain_swiglu,
+    geglu: plain_geglu,
+    geglu_tanh: plain_geglu_tanh,
+}
+GATED = (swiglu, geglu, geglu_tanh)
 
 
 def inputs(kernel: object, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    return [(torch.randn(shape) * 2).to(dtype) for _ in range(2 if kernel is swiglu else 1)]
+    return [(torch.randn(shape) * 2).to(dtype) for _ in range(2 if kernel in GATED else 1)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,7 +70,7 @@ def test_values_and_gradients(kernel, shape, dtype):
 def test_every_number_of_float32_within_a_few_roundings(kernel):
     """Also far from zero, where the exponential under- and overflows; relative to at least one."""
     x = torch.cat([torch.linspace(-30, 30, 100_001), torch.tensor([-200.0, 200.0, -1e4, 1e4, 0.0, -0.0])])
-    given = [x, *[torch.ones_like(x)] * (kernel is swiglu)]
+    given = [x, *[torch.ones_like(x)] * (kernel in GATED)]
     exact = results(PLAIN[kernel], [g.double() for g in given], torch.ones_like(x).double())
     for found, truth in zip(results(kernel, given, torch.ones_like(x)), exact, strict=True):
         error = (found.double() - truth).abs() / truth.abs().clamp_min(1)

@@ -172,13 +172,13 @@ def test_nothing_is_kept_and_nothing_differs_without_gradients():
 
 def test_attend_takes_the_kernel_where_it_can_and_only_there(monkeypatch):
     query, key, value = make_heads((20, 20, 2, 2, 32))
-    assert kernel_attends(query, key, value, None, 0.0)
-    assert not kernel_attends(query.float(), key.float(), value.float(), None, 0.0)
-    assert not kernel_attends(query, key, value, None, 0.1)
-    assert not kernel_attends(query, key, value, -1.0, 0.0)
-    assert not kernel_attends(query[:, -1:], key, value, None, 0.0)
-    assert not kernel_attends(query[..., :8], key[..., :8], value[..., :8], None, 0.0)
-    assert not kernel_attends(query.to("meta"), key.to("meta"), value.to("meta"), None, 0.0)
+    assert kernel_attends(query, key, value, causal=True)
+    assert not kernel_attends(query.float(), key.float(), value.float(), causal=True)
+    assert not kernel_attends(query, key, value, causal=True, dropout=1.0)
+    assert not kernel_attends(query, key, value, causal=True, scale=-1.0)
+    assert not kernel_attends(query[:, -1:], key, value, causal=True)
+    assert not kernel_attends(query[..., :8], key[..., :8], value[..., :8], causal=True)
+    assert not kernel_attends(query.to("meta"), key.to("meta"), value.to("meta"), causal=True)
     taken = []
     monkeypatch.setattr(attention, "kernel_attention", lambda *heads, **_: taken.append(heads))
     attend(query, key, value, causal=False)

@@ -43,6 +43,28 @@ def test_values_and_gradients(chunk, terms, tokens, vocabulary, dtype):
     assert_as_good(kernel, plain, inputs(tokens, vocabulary, dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_a_bias_and_its_gradient(chunk, terms, dtype):
+    """With N as in a batch: the bias's gradient is a sum over all of them."""
+    hidden, weight, targets = inputs(300, 1003, dtype)
+    bias = torch.randn(len(weight)) * 2
+
+    def kernel(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, bias, chunk_tokens=chunk, **terms._asdict())
+
+    def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor) -> Tensor:
+        return cross_entropy_sum(hidden @ weight.T + bias.to(hidden.dtype), targets, terms)
+
+    exact = results(plain, [hidden.double(), weight.double(), targets, bias.double()])
+    found, other = (results(f, [hidden, weight, targets, bias]) for f in (kernel, plain))
+    for mine, theirs, truth in zip(found, other, exact, strict=True):
+        error, allowed = ((x.double() - truth).abs().max() for x in (mine, theirs))
+        rounding = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-20
+        assert error <= 1.5 * allowed + rounding * truth.abs().max(), (error, allowed)
+
+
 def capped(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * (logits / cap).tanh()
 

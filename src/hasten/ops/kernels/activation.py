@@ -10,7 +10,7 @@ from hasten.ops.kernels.call import call
 
 
 class Activation(torch.autograd.Function):
-    """`gelu` or `gelu_tanh` of every number of x."""
+    """`silu`, `gelu` or `gelu_tanh` of every number of x, which is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
@@ -28,22 +28,26 @@ class Activation(torch.autograd.Function):
         return slope_times(ctx.name, gradient, saved), None
 
 
-class ReluSquared(torch.autograd.Function):
-    """max(x, 0)^2, which keeps its output for the backward pass: the next product keeps that one anyway."""
+class ActivationByOutput(torch.autograd.Function):
+    """`relu` or `relu_squared` of every number of x.
+
+    The output tells the slope, and is what is kept: the next product keeps that one anyway.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
-        call("relu_squared_forward", x.dtype, x, out, x.numel())
+        call(f"{name}_forward", x.dtype, x, out, x.numel())
         ctx.save_for_backward(out)
+        ctx.name = name
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (out,) = ctx.saved_tensors
-        return slope_times("relu_squared", gradient, out)
+        return slope_times(ctx.name, gradient, out), None
 
 
 def slope_times(name: str, gradient: Tensor, saved: Tensor) -> Tensor:
@@ -53,21 +57,22 @@ def slope_times(name: str, gradient: Tensor, saved: Tensor) -> Tensor:
     return dx
 
 
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, number by number."""
+class Gated(torch.autograd.Function):
+    """activation(gate) * up, number by number: `swiglu`, `geglu` or `geglu_tanh`."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, name: str) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
-        call("swiglu_forward", gate.dtype, gate, up, out, gate.numel())
+        call(f"{name}_forward", gate.dtype, gate, up, out, gate.numel())
         ctx.save_for_backward(gate, up)
+        ctx.name = name
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         gradient, dgate, dup = gradient.contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        call("swiglu_backward", gate.dtype, gradient, gate, up, dgate, dup, gate.numel())
-        return dgate, dup
+        call(f"{ctx.name}_backward", gate.dtype, gradient, gate, up, dgate, dup, gate.numel())
+        return dgate, dup, None

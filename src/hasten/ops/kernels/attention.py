@@ -11,12 +11,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hasten.ops.kernels.dropout import next_seed
 from hasten.ops.kernels.library import address, kernels, on_cpu
 
+Heads = tuple[Tensor, Tensor, Tensor]
 WIDEST = 256
+MOST_PAIRS = 2**31  # of a query and a key, in a head
+EVERYTHING = 2**29
 
 
-def kernel_attends(query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float) -> bool:
+def kernel_attends(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    segments: Tensor | None = None,
+    key_segments: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> bool:
     """Whether `kernel_attention` can take these heads: then it is the fastest way, as measured.
 
     Forward and backward, one thread of a Zen 4, eager, interleaved, 6 heads of 64, 2,048 tokens, least CPU
@@ -33,26 +48,56 @@ def kernel_attends(query: Tensor, key: Tensor, value: Tensor, scale: float | Non
     Other shapes against the better of the others: K 16, T 256: 6.5 times as fast; K 128 and K 256, T 512: 2.5
     and 2.0; 8 heads on 2 keys, T 512: 3.6; not causal, T 256: 2.6; 64 new positions after 960, no gradients:
     3.0; 2 positions after 1,022: 2.4; and rows of 2 to 4 tokens with gradients: the same.
+
+    What else there is, T 256, causal (and not), ms: nothing 11.4 (18.6), fused 51 (52); a window of 64: 7.8;
+    a bias and its gradient 13.5 (23.0), fused 57 (63); dropout 12.4 (20.4), fused 91 (84).  Pairs of
+    sentences of 20 to 40 tokens, not causal: 6.2.
     """
+    tokens, positions, width = query.shape[1], key.shape[1], query.shape[3]
+    free = not causal and window is None  # no query has a position among the keys
+    placed = key_segments is None and not (free and segments is None)
     return (
         not torch.compiler.is_compiling()
         and query.dtype == key.dtype == value.dtype == torch.bfloat16
-        and dropout == 0
+        and dropout < 1
         and (scale is None or scale > 0)
-        and query.shape[3] % 16 == 0
-        and query.shape[3] <= WIDEST
-        and 1 < query.shape[1] <= key.shape[1]
+        and width % 16 == 0
+        and width <= WIDEST
+        and tokens > 1
+        and tokens * positions < MOST_PAIRS
+        and (tokens <= positions if placed else free)
         and query.numel() > 0
+        and key.numel() > 0
         and on_cpu(query, key, value)
     )
 
 
 class Sight(NamedTuple):
-    """Who sees whom, as in `attend`: segments [B, S] int64, contiguous."""
+    """Who sees whom, and what is done to scores and weights, as in `attend`.
+
+    Segments are those of all positions that queries have, [B, n], and of the keys, [B, S], int64, contiguous.
+    """
 
     causal: bool
     segments: Tensor | None
+    key_segments: Tensor | None
     scale: float
+    window: int | None
+    soft_cap: float | None
+    dropout: float
+    seed: int
+
+
+class Extras(ctypes.Structure):
+    """The C struct of this name."""
+
+    _fields_ = (
+        ("soft_cap", ctypes.c_float),
+        ("dropped", ctypes.c_float),
+        ("seed", ctypes.c_uint64),
+        ("bias", ctypes.c_void_p),
+        ("d_bias", ctypes.c_void_p),
+    )
 
 
 def kernel_attention(
@@ -62,58 +107,93 @@ def kernel_attention(
     *,
     causal: bool,
     segments: Tensor | None = None,
+    key_segments: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """`attend` for what `kernel_attends`: query [B, T, H, K], key and value [B, S, G, K] -> [B, T, H, K].
 
     Heads may be views of any strides as long as the K numbers of each lie together: then nothing is copied.
+    A query whose segment no key has gets 0, and gives no gradient.  What `dropout` drops is a hash of a
+    number that torch's generator gives, of the row, the head, the query and the key.
     """
     query, key, value = (dense(x) for x in (query, key, value))
-    segments = None if segments is None else segments.to(torch.int64).contiguous()
-    sight = Sight(causal, segments, query.shape[3] ** -0.5 if scale is None else scale)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        out: Tensor = Attention.apply(query, key, value, sight)
+    segments, key_segments = (
+        None if x is None else x.to(torch.int64).contiguous() for x in (segments, key_segments)
+    )
+    key_segments = segments if key_segments is None else key_segments
+    check_shapes(query, key, segments, key_segments, bias)
+    seed = next_seed() if dropout else 0
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    sight = Sight(causal, segments, key_segments, scale, window, soft_cap, dropout, seed)
+    bias = None if bias is None else bias.float().contiguous()
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, bias)):
+        out: Tensor = Attention.apply(query, key, value, bias, sight)
         return out
-    return forward(query, key, value, sight, lse=None)
+    return forward((query, key, value), bias, sight, lse=None)
 
 
 class Attention(torch.autograd.Function):
-    """Keeps query, key, value, output and the log-sum-exp [B, H, T] float32."""
+    """Keeps query, key, value, bias, output and the log-sum-exp [B, H, T] float32."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
+    def forward(  # noqa: PLR0917 (autograd has no keywords)
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sight: Sight
+    ) -> Tensor:
         rows, tokens, heads, _ = query.shape
         lse = torch.empty(rows, heads, tokens)
-        out = forward(query, key, value, sight, lse)
-        ctx.save_for_backward(query, key, value, out, lse)
+        out = forward((query, key, value), bias, sight, lse)
+        ctx.save_for_backward(query, key, value, bias, out, lse)
         ctx.sight = sight
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
+        query, key, value, bias, out, lse = ctx.saved_tensors
         grad = dense(grad)
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
+        bias = None if bias is None else bias.mT.contiguous()  # [H, S, T]: the kernel has its keys in rows
+        d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
         kernels().attention_backward(
-            sizes(query, key, ctx.sight.causal),
+            sizes(query, key, ctx.sight),
             strides(query, key, value, grad),
             ctypes.c_float(ctx.sight.scale),
-            *map(address, (query, key, value, ctx.sight.segments, out, lse, grad, *grads)),
+            extras(ctx.sight, bias, d_bias),
+            *map(
+                address,
+                (query, key, value, ctx.sight.segments, ctx.sight.key_segments, out, lse, grad, *grads),
+            ),
         )
-        return *grads, None
+        return *grads, None if d_bias is None else d_bias.mT, None
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, sight: Sight, lse: Tensor | None) -> Tensor:
+def forward(heads: Heads, bias: Tensor | None, sight: Sight, lse: Tensor | None) -> Tensor:
     """The output [B, T, H, K], contiguous; `lse` [B, H, T] is filled if it is there."""
-    out = torch.empty(query.shape, dtype=query.dtype)
+    out = torch.empty(heads[0].shape, dtype=heads[0].dtype)
     kernels().attention_forward(
-        sizes(query, key, sight.causal),
-        strides(query, key, value),
+        sizes(*heads[:2], sight),
+        strides(*heads),
         ctypes.c_float(sight.scale),
-        *map(address, (query, key, value, sight.segments, out, lse)),
+        extras(sight, bias, None),
+        *map(address, (*heads, sight.segments, sight.key_segments, out, lse)),
     )
     return out
+
+
+def check_shapes(
+    query: Tensor, key: Tensor, segments: Tensor | None, key_segments: Tensor | None, bias: Tensor | None
+) -> None:
+    """Nothing that C reads may be shorter than it takes it to be."""
+    (rows, tokens, heads, _), positions = query.shape, key.shape[1]
+    assert (segments is None) == (key_segments is None), "the keys have segments, so must the queries"
+    if segments is not None and key_segments is not None:
+        assert segments.shape[0] == rows and segments.shape[1] >= tokens, segments.shape
+        assert key_segments.shape == (rows, positions), key_segments.shape
+    assert bias is None or bias.shape == (heads, tokens, positions), bias.shape
 
 
 def dense(heads: Tensor) -> Tensor:
@@ -121,10 +201,20 @@ def dense(heads: Tensor) -> Tensor:
     return heads if heads.stride(3) == 1 else heads.contiguous()
 
 
-def sizes(query: Tensor, key: Tensor, causal: bool) -> ctypes.Array[ctypes.c_int64]:
-    """B, T, S, H, G, K and whether causal, as the C struct `Sizes`."""
+def sizes(query: Tensor, key: Tensor, sight: Sight) -> ctypes.Array[ctypes.c_int64]:
+    """The C struct `Sizes`: B, T, S, H, G, K, how far a query sees each way, and its segments' positions."""
     rows, tokens, heads, width = query.shape
-    return (ctypes.c_int64 * 7)(rows, tokens, key.shape[1], heads, key.shape[2], width, causal)
+    before = EVERYTHING if sight.window is None else sight.window - 1
+    numbers = (rows, tokens, key.shape[1], heads, key.shape[2], width)
+    after = 0 if sight.causal else EVERYTHING
+    positions = tokens if sight.segments is None else sight.segments.shape[1]
+    return (ctypes.c_int64 * 9)(*numbers, before, after, positions)
+
+
+def extras(sight: Sight, bias: Tensor | None, d_bias: Tensor | None) -> Any:
+    """The C struct `Extras`, by reference."""
+    places = (None if x is None else x.data_ptr() for x in (bias, d_bias))
+    return ctypes.byref(Extras(sight.soft_cap or 0, sight.dropout, sight.seed, *places))
 
 
 def strides(*heads: Tensor) -> ctypes.Array[ctypes.c_int64]:

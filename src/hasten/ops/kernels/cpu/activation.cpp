@@ -16,23 +16,47 @@ void everywhere(int64_t n, F f) {
         each(std::min(BLOCK, n - start), [&](int64_t i, auto lanes) { f(start + i, lanes); });
 }
 
-// max(x, 0)^2.  Its slope 2 max(x, 0) is twice the root of the output, so the input need not be kept.
+struct Both {
+    __m512 value, slope;
+};
+
+// max(x, 0).  Its slope can be told from the output, so the input need not be kept.
+struct Relu {
+    static __m512 value(__m512 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }  // NaN stays: max gives the second
+    static __m512 slope(__m512 output) {
+        const __mmask16 rising = _mm512_cmp_ps_mask(output, _mm512_setzero_ps(), _CMP_GT_OQ);
+        return _mm512_mask_mov_ps(output, rising, all(1.0f));  // 0 and NaN stay
+    }
+};
+
+// max(x, 0)^2.  Its slope 2 max(x, 0) is twice the root of the output.
 struct ReluSquared {
     static __m512 value(__m512 x) {
-        const __m512 positive = _mm512_max_ps(_mm512_setzero_ps(), x);  // NaN stays: max gives the second
+        const __m512 positive = Relu::value(x);
         return _mm512_mul_ps(positive, positive);
     }
     static __m512 slope(__m512 output) { return _mm512_mul_ps(all(2.0f), _mm512_sqrt_ps(output)); }
+};
+
+// x sigmoid(x).
+struct Silu {
+    static __m512 value(__m512 x) { return _mm512_mul_ps(x, sigmoid(x).value); }
+    static Both both(__m512 x) {
+        const Sigmoid s = sigmoid(x);
+        return {_mm512_mul_ps(x, s.value), fma(x, s.slope, s.value)};
+    }
+    static __m512 slope(__m512 x) { return both(x).slope; }
 };
 
 // x Phi(x), slope Phi(x) + x phi(x).
 struct Gelu {
     static __m512 bell(__m512 x) { return exp(_mm512_mul_ps(_mm512_mul_ps(x, x), all(-0.5f))); }
     static __m512 value(__m512 x) { return _mm512_mul_ps(x, normal_cdf(x, bell(x))); }
-    static __m512 slope(__m512 x) {
-        const __m512 b = bell(x);
-        return fma(_mm512_mul_ps(x, b), all(0.39894228f), normal_cdf(x, b));
+    static Both both(__m512 x) {
+        const __m512 b = bell(x), share = normal_cdf(x, b);
+        return {_mm512_mul_ps(x, share), fma(_mm512_mul_ps(x, b), all(0.39894228f), share)};
     }
+    static __m512 slope(__m512 x) { return both(x).slope; }
 };
 
 // x (1 + tanh(u)) / 2 = x sigmoid(2 u) with 2 u = sqrt(8 / pi) (x + 0.044715 x^3).
@@ -42,11 +66,12 @@ struct GeluTanh {
         return sigmoid(_mm512_mul_ps(x, inner));
     }
     static __m512 value(__m512 x) { return _mm512_mul_ps(x, gate(x).value); }
-    static __m512 slope(__m512 x) {
+    static Both both(__m512 x) {
         const Sigmoid s = gate(x);
         const __m512 inner = fma(_mm512_mul_ps(x, x), all(3 * 0.044715f * 1.59576912f), all(1.59576912f));
-        return fma(_mm512_mul_ps(x, inner), s.slope, s.value);
+        return {_mm512_mul_ps(x, s.value), fma(_mm512_mul_ps(x, inner), s.slope, s.value)};
     }
+    static __m512 slope(__m512 x) { return both(x).slope; }
 };
 
 template <class Activation, class T>
@@ -62,22 +87,21 @@ void backward(const T* gradient, const T* saved, T* dx, int64_t n) {
     });
 }
 
-// silu(gate) * up.
-template <class T>
-void swiglu_forward(const T* gate, const T* up, T* out, int64_t n) {
+// activation(gate) * up.
+template <class Activation, class T>
+void gated_forward(const T* gate, const T* up, T* out, int64_t n) {
     everywhere(n, [=](int64_t i, auto lanes) {
-        const __m512 g = load(gate + i, lanes);
-        store(out + i, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g).value), load(up + i, lanes)), lanes);
+        store(out + i, _mm512_mul_ps(Activation::value(load(gate + i, lanes)), load(up + i, lanes)), lanes);
     });
 }
 
-template <class T>
-void swiglu_backward(const T* gradient, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
+template <class Activation, class T>
+void gated_backward(const T* gradient, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
     everywhere(n, [=](int64_t i, auto lanes) {
-        const __m512 d = load(gradient + i, lanes), g = load(gate + i, lanes);
-        const Sigmoid s = sigmoid(g);
-        store(dup + i, _mm512_mul_ps(d, _mm512_mul_ps(g, s.value)), lanes);
-        store(dgate + i, _mm512_mul_ps(_mm512_mul_ps(d, load(up + i, lanes)), fma(g, s.slope, s.value)), lanes);
+        const __m512 d = load(gradient + i, lanes);
+        const Both at = Activation::both(load(gate + i, lanes));
+        store(dup + i, _mm512_mul_ps(d, at.value), lanes);
+        store(dgate + i, _mm512_mul_ps(_mm512_mul_ps(d, load(up + i, lanes)), at.slope), lanes);
     });
 }
 
@@ -88,16 +112,22 @@ void swiglu_backward(const T* gradient, const T* gate, const T* up, T* dgate, T*
     extern "C" void NAME##_backward_##TYPE(const T* gradient, const T* saved, T* dx, int64_t n) {        \
         backward<KIND>(gradient, saved, dx, n);                                                          \
     }
+#define GATED(NAME, KIND, T, TYPE)                                                                       \
+    extern "C" void NAME##_forward_##TYPE(const T* gate, const T* up, T* out, int64_t n) {               \
+        gated_forward<KIND>(gate, up, out, n);                                                           \
+    }                                                                                                    \
+    extern "C" void NAME##_backward_##TYPE(const T* gradient, const T* gate, const T* up, T* dgate,      \
+                                           T* dup, int64_t n) {                                          \
+        gated_backward<KIND>(gradient, gate, up, dgate, dup, n);                                         \
+    }
 #define ACTIVATIONS(T, TYPE)                                                                             \
+    ACTIVATION(relu, Relu, T, TYPE)                                                                      \
     ACTIVATION(relu_squared, ReluSquared, T, TYPE)                                                       \
+    ACTIVATION(silu, Silu, T, TYPE)                                                                      \
     ACTIVATION(gelu, Gelu, T, TYPE)                                                                      \
     ACTIVATION(gelu_tanh, GeluTanh, T, TYPE)                                                             \
-    extern "C" void swiglu_forward_##TYPE(const T* gate, const T* up, T* out, int64_t n) {               \
-        swiglu_forward(gate, up, out, n);                                                                \
-    }                                                                                                    \
-    extern "C" void swiglu_backward_##TYPE(const T* gradient, const T* gate, const T* up, T* dgate, T* dup, \
-                                           int64_t n) {                                                  \
-        swiglu_backward(gradient, gate, up, dgate, dup, n);                                              \
-    }
+    GATED(swiglu, Silu, T, TYPE)                                                                         \
+    GATED(geglu, Gelu, T, TYPE)                                                                          \
+    GATED(geglu_tanh, GeluTanh, T, TYPE)
 ACTIVATIONS(bf16, bf16)
 ACTIVATIONS(float, f32)

@@ -26,12 +26,61 @@ struct Corner {
     const float *lse, *delta;
     bf16 *weights, *d_scores;
     pair* d_pairs;
+    int key, t;  // the first of each
 };
 
-template <int N>
-__attribute__((noinline)) void score_back(const Corner& at, long width, float scale, const Sight& sight, bool causal,
-                                          bool whole, int row, int column) {
-    alignas(64) float weights[ROWS][LANES * N];
+// What the tiles of a head share.
+struct Head {
+    const Sizes& n;
+    const Sight& sight;
+    const Extras& extras;
+    Chance chance;
+    const float* bias;  // [S, T] of the head, or null
+    float* d_bias;      // the same
+    float scale;        // with log2 e
+
+    // Exponent of a weight, but for the log-sum-exp, and the slope of the cap there.
+    std::pair<__m512, __m512> exponent(__m512 x, int key, int t) const {
+        const __m512 one = _mm512_set1_ps(1.0f), by = _mm512_set1_ps(scale);
+        __m512 slope = one;
+        x = _mm512_mul_ps(x, by);
+        if (extras.soft_cap) {
+            const float cap = extras.soft_cap * LOG2_E;
+            const __m512 share = tanh(_mm512_mul_ps(x, _mm512_set1_ps(1 / cap)));
+            x = _mm512_mul_ps(share, _mm512_set1_ps(cap));
+            slope = _mm512_fnmadd_ps(share, share, one);
+        }
+        if (bias)
+            x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there(key, t), bias + place(key, t)), _mm512_set1_ps(LOG2_E), x);
+        return {x, slope};
+    }
+
+    __mmask16 kept(int key, int t) const {
+        const __m512i step = _mm512_set1_epi32(n.keys);
+        return chance.kept(_mm512_add_epi32(_mm512_mullo_epi32(counted_from(t), step), _mm512_set1_epi32(key)));
+    }
+
+    void add_to_bias(__m512 d_score, int key, int t) const {
+        const __mmask16 part = there(key, t);
+        float* at = d_bias + place(key, t);
+        _mm512_mask_storeu_ps(at, part, _mm512_add_ps(_mm512_maskz_loadu_ps(part, at), d_score));
+    }
+
+  private:
+    int64_t place(int key, int t) const { return key * n.queries + t; }
+
+    // The queries from t on that exist, of a key that exists.
+    __mmask16 there(int key, int t) const {
+        return key < n.keys ? (uint32_t)lanes(std::min<long>(n.queries - t, LANES)) : 0;
+    }
+};
+
+template <int N, bool PLAIN>
+__attribute__((noinline)) void score_back(const Corner& at, const Head& head, bool whole) {
+    alignas(64) float weights[ROWS][LANES * N], slopes[PLAIN ? 1 : ROWS][LANES * N];
+    __mmask16 kept[PLAIN ? 1 : ROWS][N];
+    const float dropped = head.extras.dropped;
+    const long width = head.n.width;
     __m512 s[ROWS][N];
     const auto clear = [&] {
 #pragma GCC unroll 8
@@ -42,26 +91,47 @@ __attribute__((noinline)) void score_back(const Corner& at, long width, float sc
     clear();
     multiply<N>(s, at.keys, width, at.query, width / 2);
     store<N>(s, weights[0], LANES * N);
-    const __m512 by = _mm512_set1_ps(scale);
+    const __m512 by = _mm512_set1_ps(head.scale);
     for (int n = 0; n < N; ++n) {
         const __m512 lse = _mm512_loadu_ps(at.lse + LANES * n);
+        const int t = at.t + LANES * n;
         for (int m = 0; m < ROWS; ++m) {
             float* p = weights[m] + LANES * n;
-            __m512 x = exp2(_mm512_fmsub_ps(_mm512_load_ps(p), by, lse));
-            if (!whole) x = _mm512_maskz_mov_ps(visible<false>(sight, causal, row + m, column + LANES * n), x);
+            __m512 x = _mm512_load_ps(p);
+            if (PLAIN) {
+                x = exp2(_mm512_fmsub_ps(x, by, lse));
+            } else {
+                const auto [exponent, slope] = head.exponent(x, at.key + m, t);
+                x = exp2(_mm512_sub_ps(exponent, lse));
+                _mm512_store_ps(slopes[m] + LANES * n, slope);
+            }
+            if (!whole) x = _mm512_maskz_mov_ps(head.sight.sees(at.key + m, t), x);
             _mm512_store_ps(p, x);
+            if (!PLAIN && dropped) {
+                kept[m][n] = head.kept(at.key + m, t);
+                x = _mm512_maskz_mov_ps(kept[m][n], x);
+            }
             store_bf16(at.weights + m * BLOCK + LANES * n, x);
         }
     }
     clear();
     multiply<N>(s, at.values, width, at.grad, width / 2);
+    if (!PLAIN && dropped) {
+        const __m512 grown = _mm512_set1_ps(1 / (1 - dropped));
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+            for (int n = 0; n < N; ++n) s[m][n] = _mm512_maskz_mul_ps(kept[m][n], s[m][n], grown);
+    }
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) {
         const __m512 delta = _mm512_loadu_ps(at.delta + LANES * n);
 #pragma GCC unroll 4
         for (int m = 0; m < ROWS; m += 2) {
             const auto d_score = [&](int i) {
-                return _mm512_mul_ps(_mm512_load_ps(weights[i] + LANES * n), _mm512_sub_ps(s[i][n], delta));
+                __m512 d = _mm512_mul_ps(_mm512_load_ps(weights[i] + LANES * n), _mm512_sub_ps(s[i][n], delta));
+                if (!PLAIN && head.d_bias) head.add_to_bias(d, at.key + i, at.t + LANES * n);
+                return PLAIN ? d : _mm512_mul_ps(d, _mm512_load_ps(slopes[i] + LANES * n));
             };
             const __m512i both = both_to_bf16(d_score(m), d_score(m + 1));
             const __m256i upper = _mm512_castsi512_si256(both), lower = _mm512_extracti64x4_epi64(both, 1);
@@ -77,16 +147,15 @@ __attribute__((noinline)) void score_back(const Corner& at, long width, float sc
 struct BackwardTask {
     const Sizes& n;
     Backward& work;
+    const Head& head;
     float scale;
     long queries, keys;  // padded to blocks
-
-    long offset() const { return n.keys - n.queries; }
 
     // The queries of the block at `first` that see something of key tile `i`: [from, to), empty if none.
     std::pair<long, long> seen_by(long i, long first) const {
         const Span& span = work.sight.keys[i];
-        const long from = std::max(first, span.low - offset());
-        const long to = std::min(std::min(first + BLOCK, n.queries), span.high - offset());
+        const long from = std::max<long>(first, span.low);
+        const long to = std::min({first + BLOCK, (long)n.queries, (long)span.high});
         return from < to ? std::pair(from, to) : std::pair(first, first);
     }
 
@@ -94,18 +163,20 @@ struct BackwardTask {
     void tile_scores(long i, long first, long from, long to) {
         const Span& span = work.sight.keys[i];
         const long width = n.width, local = i * ROWS % BLOCK;
+        const bool plain = !head.extras.soft_cap && !head.extras.dropped && !head.bias;
         for (long q = from & -LANES, step; q < to; q += step) {
             const bool two = q % PANEL == 0 && to - q > LANES;
             step = two ? PANEL : LANES;
-                const long column = q - first, panel = q / PANEL * (width / 2) * PANEL + q % PANEL;
+            const long column = q - first, panel = q / PANEL * (width / 2) * PANEL + q % PANEL;
             const Corner at = {work.key_rows.data() + i * ROWS * width, work.value_rows.data() + i * ROWS * width,
                                work.query.data() + panel, work.grad.data() + panel,
                                work.lse.data() + q, work.delta.data() + q,
                                &work.weights[local][column], &work.d_scores[local][column],
-                               &work.d_pairs[column / PANEL][local / 2][column % PANEL]};
-            const long position = q + offset();
-            (two ? score_back<2> : score_back<1>)(at, width, scale * LOG2_E, work.sight, n.causal,
-                                                  span.whole(position, position + step), i * ROWS, position);
+                               &work.d_pairs[column / PANEL][local / 2][column % PANEL],
+                               (int)(i * ROWS), (int)q};
+            const auto function = plain ? (two ? score_back<2, true> : score_back<1, true>)
+                                        : (two ? score_back<2, false> : score_back<1, false>);
+            function(at, head, span.whole(q, q + step));
         }
         const auto clear = [&](long begin, long end) {
             for (long c = begin; c < end; c += LANES)
@@ -174,8 +245,8 @@ struct BackwardTask {
         for (long start = 0; start < n.keys; start += BLOCK) {
             long low = n.queries, high = 0;
             for (long i = start / ROWS; i < std::min((start + BLOCK) / ROWS, (long)work.sight.keys.size()); ++i) {
-                low = std::min<long>(low, work.sight.keys[i].low - offset());
-                high = std::max<long>(high, work.sight.keys[i].high - offset());
+                low = std::min<long>(low, work.sight.keys[i].low);
+                high = std::max<long>(high, work.sight.keys[i].high);
             }
             for (long first = std::max(low, 0L) & -BLOCK; first < high; first += BLOCK) meet(start, first);
         }
@@ -194,48 +265,57 @@ struct BackwardTask {
                     store_bf16(to + (t + i) * n.heads * n.width + d, _mm512_mul_ps((__m512)x[i], by));
             }
     }
-
-    void write_keys(bf16* to, const float* from, float factor) const {
-        const __m512 by = _mm512_set1_ps(factor);
-        for (long s = 0; s < n.keys; ++s) {
-            for (long d = 0; d < n.width; d += PANEL)
-                _mm_prefetch(to + (s + AHEAD) * n.groups * n.width + d, _MM_HINT_ET0);
-            for (long d = 0; d < n.width; d += LANES)
-                store_bf16(to + s * n.groups * n.width + d,
-                           _mm512_mul_ps(_mm512_loadu_ps(from + s * n.width + d), by));
-        }
-    }
 };
+
+void write_keys(const Sizes& n, bf16* to, const float* from, float factor) {
+    const __m512 by = _mm512_set1_ps(factor);
+    for (long s = 0; s < n.keys; ++s) {
+        for (long d = 0; d < n.width; d += PANEL)
+            _mm_prefetch(to + (s + AHEAD) * n.groups * n.width + d, _MM_HINT_ET0);
+        for (long d = 0; d < n.width; d += LANES)
+            store_bf16(to + s * n.groups * n.width + d,
+                       _mm512_mul_ps(_mm512_loadu_ps(from + s * n.width + d), by));
+    }
+}
 
 }  // namespace
 
 // The gradients of query, key and value, contiguous, from that of the output; the rest as above.
-extern "C" void attention_backward(const Sizes* sizes, const Strides* strides, float scale, const bf16* query,
-                                   const bf16* key, const bf16* value, const int64_t* segments, const bf16* out,
+extern "C" void attention_backward(const Sizes* sizes, const Strides* strides, float scale, const Extras* extras,
+                                   const bf16* query, const bf16* key, const bf16* value,
+                                   const int64_t* query_segments, const int64_t* key_segments, const bf16* out,
                                    const float* lse, const bf16* grad, bf16* d_query, bf16* d_key, bf16* d_value) {
     const Sizes& n = *sizes;
     const long shared = n.heads / n.groups, width = n.width;
     const long queries = round_up(n.queries, BLOCK), keys = round_up(n.keys, BLOCK);
+    // What is summed over the batch is summed in its order, by one thread.
+    const long together = extras->d_bias ? n.rows : 1;
 #pragma omp parallel for schedule(dynamic)
-    for (long task = 0; task < n.rows * n.groups; ++task) {
-        static thread_local Backward work;
-        const long b = task / n.groups, g = task % n.groups;
-        work.sight.look(n, segments ? segments + b * n.keys : nullptr);
-        const bf16 *k = strides[1].at(key, b, g), *v = strides[2].at(value, b, g);
-        copy_rows(work.key_rows.room(keys * width), k, strides[1].position, n.keys, keys, width);
-        copy_rows(work.value_rows.room(keys * width), v, strides[2].position, n.keys, keys, width);
-        pack_columns(nullptr, work.key_columns.room(keys * width), k, strides[1].position, n.keys, keys, width);
-        std::fill_n(work.d_key.room(keys * width), keys * width, 0.0f);
-        std::fill_n(work.d_value.room(keys * width), keys * width, 0.0f);
-        BackwardTask run = {n, work, scale, queries, keys};
-        for (long h = g * shared; h < (g + 1) * shared; ++h) {
-            const long at = (b * n.queries * n.heads + h) * width;
-            run.pack(strides[0].at(query, b, h), strides[0].position, strides[3].at(grad, b, h), strides[3].position,
-                     out + at, lse + (b * n.heads + h) * n.queries);
-            run.all_blocks();
-            run.write_query(d_query + at);
+    for (long task = 0; task < n.rows * n.groups / together; ++task)
+        for (long i = 0; i < together; ++i) {
+            static thread_local Backward work;
+            const long b = extras->d_bias ? i : task / n.groups, g = task % n.groups;
+            work.sight.look(n, query_segments ? query_segments + (b + 1) * n.labels - n.queries : nullptr,
+                            key_segments ? key_segments + b * n.keys : nullptr);
+            const bf16 *k = strides[1].at(key, b, g), *v = strides[2].at(value, b, g);
+            copy_rows(work.key_rows.room(keys * width), k, strides[1].position, n.keys, keys, width);
+            copy_rows(work.value_rows.room(keys * width), v, strides[2].position, n.keys, keys, width);
+            pack_columns(nullptr, work.key_columns.room(keys * width), k, strides[1].position, n.keys, keys, width);
+            std::fill_n(work.d_key.room(keys * width), keys * width, 0.0f);
+            std::fill_n(work.d_value.room(keys * width), keys * width, 0.0f);
+            for (long h = g * shared; h < (g + 1) * shared; ++h) {
+                const long at = (b * n.queries * n.heads + h) * width, square = h * n.queries * n.keys;
+                const Head head = {n, work.sight, *extras, Chance(extras->seed, b * n.heads + h, extras->dropped),
+                                   extras->bias ? extras->bias + square : nullptr,
+                                   extras->d_bias ? extras->d_bias + square : nullptr, scale * LOG2_E};
+                BackwardTask run = {n, work, head, scale, queries, keys};
+                run.pack(strides[0].at(query, b, h), strides[0].position, strides[3].at(grad, b, h),
+                         strides[3].position, out + at, lse + (b * n.heads + h) * n.queries);
+                run.all_blocks();
+                run.write_query(d_query + at);
+            }
+            write_keys(n, d_key + (b * n.keys * n.groups + g) * width, work.d_key.data(), scale);
+            write_keys(n, d_value + (b * n.keys * n.groups + g) * width, work.d_value.data(),
+                       1 / (1 - extras->dropped));
         }
-        run.write_keys(d_key + (b * n.keys * n.groups + g) * width, work.d_key.data(), scale);
-        run.write_keys(d_value + (b * n.keys * n.groups + g) * width, work.d_value.data(), 1.0f);
-    }
 }

@@ -1,4 +1,5 @@
-// Cross-entropy of rows of logits [N, V], `stride` numbers apart, and, over the logits themselves, its gradient.
+// Cross-entropy of rows of logits [N, V], `stride` numbers apart, to which a bias [V] may come; and, over the logits
+// themselves, its gradient.
 
 #include <algorithm>
 #include <cmath>
@@ -11,20 +12,20 @@ namespace {
 
 struct Options {
     float z_loss, smoothing, cap;  // cap 0: none
+    const float* bias;             // [V], or null
 };
 
-template <bool CAPPED>
-__m512 capped(__m512 x, float cap) {
-    return CAPPED ? _mm512_mul_ps(all(cap), tanh(_mm512_mul_ps(x, all(1 / cap)))) : x;
-}
-
-// With y the (capped) logits: log Z - (1 - s) y[target] - s mean(y) + z log^2 Z; the row becomes its gradient
+// With y the logits, after bias and cap: log Z - (1 - s) y[target] - s mean(y) + z log^2 Z; the row becomes its gradient
 // where that is wanted.  `powers` holds V numbers, e^(y - max), so that each is computed once.
-template <bool CAPPED, class T>
+template <bool CAPPED, bool BIASED, class T>
 double row_loss(T* row, int64_t target, int64_t width, const Options& o, float* powers, bool gradient) {
     const __m512 lowest = all(-std::numeric_limits<float>::infinity()), zero = _mm512_setzero_ps();
     __m512 top = lowest, sum = zero, total = zero;
-    const auto logit = [&](int64_t i, auto lanes) { return capped<CAPPED>(load(row + i, lanes), o.cap); };
+    const auto logit = [&](int64_t i, auto lanes) {
+        __m512 x = load(row + i, lanes);
+        if (BIASED) x = _mm512_add_ps(x, load(o.bias + i, lanes));
+        return CAPPED ? _mm512_mul_ps(all(o.cap), tanh(_mm512_mul_ps(x, all(1 / o.cap)))) : x;
+    };
     each(width, [&](int64_t i, auto lanes) {
         const __m512 y = only(lanes, logit(i, lanes), lowest);
         top = _mm512_max_ps(top, y);  // a NaN is not seen here, but in the sum
@@ -64,6 +65,8 @@ int rows_loss(T* logits, const int64_t* targets, double* total, int64_t rows, in
     for (int64_t n = 0; n < rows; n++)
         if (targets[n] != ignored && (targets[n] < 0 || targets[n] >= width)) return 1;
     std::vector<double> losses(rows, 0.0);
+    const auto loss = o.cap ? (o.bias ? row_loss<true, true, T> : row_loss<true, false, T>)
+                            : (o.bias ? row_loss<false, true, T> : row_loss<false, false, T>);
 #pragma omp parallel if (rows * width > 16384)
     {
         std::vector<float> powers(width);
@@ -73,23 +76,23 @@ int rows_loss(T* logits, const int64_t* targets, double* total, int64_t rows, in
             if (targets[n] == ignored) {
                 if (gradient) std::fill(row, row + width, T{});
             } else {
-                losses[n] = o.cap ? row_loss<true>(row, targets[n], width, o, powers.data(), gradient)
-                                  : row_loss<false>(row, targets[n], width, o, powers.data(), gradient);
+                losses[n] = loss(row, targets[n], width, o, powers.data(), gradient);
             }
         }
     }
-    for (const double loss : losses) *total += loss;
+    for (const double one : losses) *total += one;
     return 0;
 }
 
 }  // namespace
 
 #define CROSS_ENTROPY(T, TYPE)                                                                                    \
-    extern "C" int cross_entropy_##TYPE(T* logits, const int64_t* targets, double* total, int64_t rows,           \
-                                        int64_t width, int64_t stride, int64_t ignored, int64_t gradient,         \
+    extern "C" int cross_entropy_##TYPE(T* logits, const float* bias, const int64_t* targets, double* total,      \
+                                        int64_t rows, int64_t width, int64_t stride, int64_t ignored,             \
+                                        int64_t gradient,                                                         \
                                         float z_loss, float smoothing, float cap) {                               \
         return rows_loss(logits, targets, total, rows, width, stride, ignored, gradient,                          \
-                         {z_loss, smoothing, cap});                                                               \
+                         {z_loss, smoothing, cap, bias});                                                            \
     }
 CROSS_ENTROPY(bf16, bf16)
 CROSS_ENTROPY(float, f32)
