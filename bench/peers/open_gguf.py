@@ -1,8 +1,9 @@
 """llama.cpp opens GGUF files in a process of its own: python open_gguf.py, driven over stdin.
 
-A line of stdin is {"path": file, "texts": [...], "tokens": [ids], "count": n}; the answer, a line of JSON, has
-the ids of each text with what the model puts around it ("ids") and without ("bare"), the scores after `tokens`
-("logits"), and the `count` likeliest tokens that follow ("greedy").  "error" says why a file was not opened.
+A line of stdin is {"path": file, "texts": [...], "tokens": [ids], "count": n}; the answer, a line of JSON,
+has the ids of each text with what the model puts around it ("ids") and without ("bare"), the scores after
+`tokens` ("logits"), and the `count` likeliest tokens that follow ("greedy").  "error" says why a file was not
+opened.
 """
 
 import ctypes

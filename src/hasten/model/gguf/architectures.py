@@ -20,7 +20,7 @@ from hasten.model.gguf.names import ROPE_FACTORS, Naming
 from hasten.model.gguf.rotary import read_common, read_rotary, rope_factors, write_common, write_rotary
 
 Fields = dict[str, Any]
-TRAINING = {"dropout", "init_std", "zero_init_outputs", "preset"}
+TRAINING = {"dropout", "attention_dropout", "init_std", "zero_init_outputs", "preset"}
 """Fields that no longer matter to logits."""
 
 

@@ -81,6 +81,8 @@ class Naming:
     def place(self, config: ModelConfig, parameter: str) -> Place:
         """Where `parameter` lies; KeyError for one that no architecture has."""
         stem, _, kind = parameter.rpartition(".")
+        if kind not in ("weight", "bias"):
+            raise KeyError(parameter)
         if stem in OUTSIDE:
             return Place(f"{OUTSIDE[stem]}.{kind}", shift=self.shift(stem))
         _, number, module = stem.split(".", 2) if stem.startswith("layers.") else ("", "", stem)

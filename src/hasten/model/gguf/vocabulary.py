@@ -46,8 +46,17 @@ def write_vocabulary(
     begins, ends = borders(tokenizer, described, chat)
     keys |= {"tokens": tokens, "token_type": types, **merges}
     keys |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id}
+    keys |= write_ends(tokenizer)
     keys |= {"padding_token_id": tokenizer.pad_id, "add_bos_token": begins, "add_eos_token": ends}
     return {f"{PREFIX}{name}": value for name, value in keys.items()}
+
+
+def write_ends(tokenizer: Tokenizer) -> dict[str, int]:
+    """What ends a text beside the end of a document: two such tokens have a key."""
+    more = sorted(tokenizer.end_ids - {tokenizer.eot_id})
+    if len(more) > 2:
+        say(f"gguf: llama.cpp is told of the ends {more[:2]} beside {tokenizer.eot_id}, not of {more[2:]}")
+    return dict(zip(("eot_token_id", "eom_token_id"), more, strict=False))
 
 
 def check_model(described: Described) -> None:
@@ -122,11 +131,12 @@ def borders(tokenizer: Tokenizer, described: Described, chat: bool) -> tuple[boo
     """
     if described["post_processor"] is None or described["post_processor"]["type"] == "ByteLevel":
         return not chat, False
-    ids = tokenizer.inner.encode("", add_special_tokens=True).ids
-    begins = ids[:1] == [tokenizer.bos_id]
-    rest = ids[1:] if begins else ids
-    if rest not in ([], [tokenizer.eot_id]):
+    around, plain = (tokenizer.inner.encode("a", add_special_tokens=each).ids for each in (True, False))
+    at = next(i for i in range(len(around)) if around[i : i + len(plain)] == plain)
+    before, after = around[:at], around[at + len(plain) :]
+    if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eot_id]):
         raise CheckpointError(
-            f"the tokenizer puts the tokens {ids} around a text, and llama.cpp only its first and last"
+            f"the tokenizer puts the tokens {before} before a text and {after} after it, and llama.cpp only"
+            " the one that begins a text and the one that ends it; export to Hugging Face"
         )
-    return begins, bool(rest)
+    return bool(before), bool(after)

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from hasten.core.console import say
 from hasten.core.errors import CheckpointError, DataError
 from hasten.model.gguf.pieces import describe_pieces, surroundings
 from hasten.model.gguf.splits import ALIASES, SPLITS, Described, cutter
@@ -99,9 +98,11 @@ class Vocabulary:
             **described,
         }
         try:
-            return Tokenizer(parse(json.dumps(whole), self.where), roles)
+            tokenizer = Tokenizer(parse(json.dumps(whole), self.where), roles)
         except DataError as error:
             raise CheckpointError(f"{self.where}: {error}") from None
+        tokenizer.end_ids |= self.ends(len(tokens))
+        return tokenizer
 
     def tokens(self) -> tuple[list[str], list[int]]:
         """The pieces and their types, without the unused rows at the end."""
@@ -181,10 +182,15 @@ class Vocabulary:
                 self.fail(name, f"is {id}, and there are {len(tokens):,} tokens")
             if id is not None:
                 roles[role] = tokens[id]
-        turn = self.take("eot_token_id", int, None)
-        if turn is not None and turn != self.values.get("eos_token_id"):
-            say(f"{self.where}: token {turn} ends a turn too; hasten stops at {roles.get('eos_token')} only")
         return roles
+
+    def ends(self, count: int) -> set[int]:
+        """The tokens that end a turn or a message, and so a text."""
+        ids = {name: self.take(f"{name}_token_id", int, None) for name in ("eot", "eom")}
+        for name, id in ids.items():
+            if id is not None and not 0 <= id < count:
+                self.fail(f"{name}_token_id", f"is {id}, and there are {count:,} tokens")
+        return {id for id in ids.values() if id is not None}
 
     def borders(self, tokens: Sequence[str], roles: Mapping[str, str], kind: str) -> Described | None:
         """The `post_processor` that puts a token before a text, or after it, where the file wants that."""

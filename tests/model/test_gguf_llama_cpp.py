@@ -1,0 +1,134 @@
+"""What hasten writes, llama.cpp reads alike: texts as tokens, scores, and the likeliest 64 tokens.
+
+Needs llama-cpp-python, in this environment or in .venv-peers (`make bench-peers`).
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_gguf import SHAPES, TEXT, make_bytewise, make_model
+from torch import Tensor
+
+from hasten.model.gguf import load_gguf, save_gguf
+from hasten.model.gguf.splits import SPLITS
+from hasten.model.interop import load_hugging_face
+from hasten.model.transformer import Decoder
+from hasten.tokenizer.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+STORIES = ROOT / "../shared/data/models/stories260K"
+PEERS = ROOT / ".venv-peers/bin/python"
+COUNT = 64
+# GELU comes from a table in float16 there; without it both compute in float32.
+TOLERANCE = {name: 5e-3 if name.startswith(("gpt2", "gemma")) else 1e-4 for name in SHAPES}
+TEXTS = [
+    TEXT,
+    " two  spaces",
+    "\n\n\ttabs\r\n",
+    "12345678901 ١٢ ½ IX",
+    "don't DON'T they'LL 'start",
+    "你好，世界🙂é",
+    "<|pad|>",
+]
+
+
+def python() -> str | None:
+    """An interpreter that has llama_cpp."""
+    if importlib.util.find_spec("llama_cpp"):
+        return sys.executable
+    found = PEERS.exists() and any((PEERS.parents[1] / "lib").glob("python*/site-packages/llama_cpp"))
+    return str(PEERS) if found else None
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(python() is None, reason="llama_cpp is not installed; make bench-peers brings it"),
+]
+
+
+def ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What llama.cpp makes of each file, in a process of its own."""
+    lines = [json.dumps({"texts": [], "tokens": [], "count": 0, **request}) for request in requests]
+    done = subprocess.run(
+        [str(python()), str(ROOT / "bench/peers/open_gguf.py")],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@torch.no_grad()
+def scores(model: Decoder, tokens: list[int]) -> Tensor:
+    """The scores of the token after `tokens`."""
+    return model.logits(model(torch.tensor([tokens]))[:, -1])[0]
+
+
+def greedy(model: Decoder, tokens: list[int]) -> list[int]:
+    """The likeliest token, `COUNT` times."""
+    for _ in range(COUNT):
+        tokens = [*tokens, int(scores(model, tokens).argmax())]
+    return tokens[-COUNT:]
+
+
+def test_every_architecture_gives_the_same_scores(tmp_path):
+    tokenizer = make_bytewise()
+    tokens = torch.randint(0, 340, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    models, requests = {}, []
+    for number, name in enumerate(SHAPES):
+        models[name] = make_model(name)
+        path = tmp_path / f"{number}.gguf"
+        save_gguf(models[name], tokenizer, path, "F32")
+        requests.append({"path": str(path), "tokens": tokens})
+    for (name, model), told in zip(models.items(), ask(requests), strict=True):
+        assert "error" not in told, f"{name}: {told}"
+        expected = scores(model, tokens)
+        assert expected.std() > 0.1, name  # large enough for the tolerance to mean something
+        apart = (torch.tensor(told["logits"]) - expected).abs().max()
+        assert apart < TOLERANCE[name] * max(1.0, float(expected.std())), f"{name}: {apart}"
+
+
+def test_sixteen_bits_choose_the_same_tokens_and_eight_bits_nearly_the_same_scores(tmp_path):
+    cases = [(make_model("llama"), make_bytewise())]
+    if STORIES.exists():
+        loaded: Any = load_hugging_face(STORIES)
+        cases.append((loaded.eval(), Tokenizer.load(STORIES)))
+    for number, (model, tokenizer) in enumerate(cases):
+        requests = []
+        tokens = [tokenizer.bos_id, *tokenizer.encode("the")]
+        count = COUNT - len(tokens) if number == 0 else COUNT  # the small one knows 64 positions
+        for dtype in ("F16", "Q8_0"):
+            path = tmp_path / f"{number}-{dtype}.gguf"
+            save_gguf(model, tokenizer, path, dtype)
+            requests.append({"path": str(path), "texts": ["the"], "tokens": tokens, "count": count})
+        half, eight = ask(requests)
+        assert half["ids"] == eight["ids"] == [tokens]  # with the token that begins a text
+        assert half["greedy"] == greedy(model, tokens)[:count]
+        spread = scores(model, tokens).std()
+        again, _, _ = load_gguf(tmp_path / f"{number}-Q8_0.gguf")
+        assert (torch.tensor(eight["logits"]) - scores(again, tokens)).abs().max() < 0.25 * spread
+
+
+def test_every_tokenizer_gives_the_same_tokens(tmp_path):
+    kinds = {pre: make_bytewise(pre) for pre in SPLITS}
+    if STORIES.exists():
+        kinds["pieces"] = Tokenizer.load(STORIES)
+    requests = []
+    for name, tokenizer in kinds.items():
+        model = make_model("llama")
+        if name == "pieces":
+            model = load_hugging_face(STORIES)
+        save_gguf(model, tokenizer, tmp_path / f"{name}.gguf")
+        requests.append({"path": str(tmp_path / f"{name}.gguf"), "texts": TEXTS})
+    for (name, tokenizer), told in zip(kinds.items(), ask(requests), strict=True):
+        assert "error" not in told, f"{name}: {told}"
+        for text, bare, whole in zip(TEXTS, told["bare"], told["ids"], strict=True):
+            assert bare == tokenizer.encode(text), f"{name}: {text!r}"
+            assert whole == [tokenizer.bos_id, *bare]
