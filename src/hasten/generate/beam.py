@@ -113,13 +113,18 @@ class Beams:
         return len(self.sources)
 
     @property
+    def width(self) -> int:
+        """How many beams each source has now."""
+        return self.scores.shape[1]
+
+    @property
     def history(self) -> Tensor:
         """What each beam has so far, [S * W, n]."""
         return self.tokens[:, :, : self.length].flatten(0, 1)
 
     def step(self, log_probs: Tensor) -> Taken:
         """Let every beam grow by a token: log-probabilities [S * W, V]."""
-        width, beams, vocabulary = self.rules.width, self.scores.shape[1], log_probs.shape[-1]
+        width, beams, vocabulary = self.rules.width, self.width, log_probs.shape[-1]
         totals = (self.scores[..., None] + log_probs.view(-1, beams, vocabulary)).flatten(1)
         # So many that `width` go on even where every ending there is stands before them.
         candidates = max(2, 1 + len(self.end_ids)) * width

@@ -6,14 +6,15 @@ G key/value heads, K head width.
 
 import ctypes
 from types import TracebackType
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from hasten.core.errors import ConfigError
 from hasten.generate.native import Cache, NativeDecoder
-from hasten.model.transformer import Decoder
+from hasten.model.stack import Stack
+from hasten.model.transformer import Decoder, Seq2Seq
 from hasten.ops.attention import attend
 
 
@@ -31,17 +32,26 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, model: Decoder, padding: list[int], capacity: int, native: NativeDecoder | None = None
+        self, model: Decoder | Seq2Seq, padding: list[int], capacity: int, native: NativeDecoder | None = None
     ) -> None:
         self.model, self.capacity, self.native = model, capacity, native
         self.padding = padding
         self.starts = torch.tensor(padding, device=model.embedding.weight.device)  # [B], each row's first
         self.filled = 0
         self.places: Places | None = None
-        self.attentions: list[Any] = [layer.attention for layer in model.layers.values()]
+        self.attentions: list[Any] = [layer.attention for layer in self.stack.layers.values()]
         self.slots = [Slot(self) for _ in self.attentions]
 
-    def __enter__(self) -> "KeyValueCache":
+    @property
+    def stack(self) -> Stack:
+        """The layers whose keys and values are kept."""
+        return cast(Decoder, self.model)
+
+    def compute(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+        """Hidden states of new tokens [B, T] -> [B, T, D], their layers reading the cache."""
+        return self.model(tokens, positions=positions, segments=segments)
+
+    def __enter__(self) -> Self:
         self.before = [attention.attend for attention in self.attentions]
         self.plug(self.slots)
         return self
@@ -65,7 +75,7 @@ class KeyValueCache:
         if any(self.padding):
             positions = (positions - self.starts[:, None]).clamp(min=0)  # [B, T]
             segments = (slots >= self.starts[:, None]).long()  # [B, S]
-        hidden = self.model(tokens, positions=positions, segments=segments)
+        hidden = self.compute(tokens, positions, segments)
         self.filled = end
         return hidden
 
@@ -98,11 +108,17 @@ class KeyValueCache:
                 " shorten the prompt, ask for fewer new tokens, or write context_overflow: slide"
             )
 
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows alone, in this order; the others leave the batch."""
+    def keep(self, rows: list[int] | Tensor, sources: Tensor | None = None) -> None:
+        """Go on with these rows alone, in this order; a row may come again, and the others leave the batch.
+
+        `sources` are, of the texts that rows look at beside their own, those that stay: by default `rows`.
+        """
         for slot in self.slots:
             slot.keep(rows, self.filled)
-        self.padding, self.starts = [self.padding[row] for row in rows], self.starts[rows]
+        if len(rows) > len(self.padding):
+            self.places = None  # the buffers may have moved
+        self.starts = self.starts[rows]
+        self.padding = self.starts.tolist()
 
 
 class Slot:
@@ -128,11 +144,19 @@ class Slot:
         values = self.values[:rows, :, :end].to(key.dtype)
         return attend(query, keys.transpose(1, 2), values.transpose(1, 2), **options)
 
-    def keep(self, rows: list[int], filled: int) -> None:
+    def keep(self, rows: list[int] | Tensor, filled: int) -> None:
         """Move the filled part of these rows to the front."""
         if self.keys is not None and self.values is not None:
-            self.keys[: len(rows), :, :filled] = self.keys[rows, :, :filled]
-            self.values[: len(rows), :, :filled] = self.values[rows, :, :filled]
+            self.keys, self.values = (moved(buffer, rows, filled) for buffer in (self.keys, self.values))
+
+
+def moved(buffer: Tensor, rows: list[int] | Tensor, filled: int) -> Tensor:
+    """A buffer [B, G, capacity, K] with what is filled of these rows in front; larger if they are more."""
+    target = buffer
+    if len(rows) > len(buffer):
+        target = buffer.new_empty(len(rows), *buffer.shape[1:])
+    target[: len(rows), :, :filled] = buffer[rows, :, :filled]
+    return target
 
 
 class Places:
@@ -141,8 +165,8 @@ class Places:
     def __init__(self, cache: KeyValueCache) -> None:
         self.cache = cache
         config = cache.model.config
-        angles = cache.model.angles(torch.arange(cache.capacity))  # [2, capacity, 1, K / 2]
-        self.angles = (None, None) if angles is None else angles.contiguous().unbind()
+        every = torch.arange(cache.capacity)
+        self.angles = *tables(cache.stack.angles(every)), *tables(cache.stack.local_angles(every))
         self.logits = torch.empty(len(cache.padding), config.vocabulary)
         self.pointers = [
             pointers([getattr(slot, name) for slot in cache.slots]) for name in ("keys", "values")
@@ -160,6 +184,11 @@ class Places:
         logits = self.logits[: len(tokens)]
         native.step(place, tokens, logits)
         return logits
+
+
+def tables(angles: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cosines and sines, each [capacity, 1, pairs], of angles [2, capacity, 1, pairs]."""
+    return (None, None) if angles is None else angles.contiguous().unbind()
 
 
 def pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

@@ -1,6 +1,6 @@
 """One completion: while it grows, and when it is done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,10 @@ PRIMING_TOKENS = 16
 
 @dataclass(frozen=True)
 class Completion:
-    """What came after `prompt`: `text` without the stop string; `tokens` are all ids that were chosen."""
+    """What came after `prompt`: `text` without the stop string; `tokens` are all ids that were chosen.
+
+    `score` is what a search ranked it by.
+    """
 
     prompt: str
     text: str
@@ -25,6 +28,7 @@ class Completion:
     stopped_by: StoppedBy
     seed: int
     forgotten_tokens: int = 0
+    score: float | None = None
 
     @property
     def remark(self) -> str | None:
@@ -60,11 +64,19 @@ class Row:
         max_positions: int,
         config: GenerateConfig,
         on_piece: Callable[[str], None] | None,
+        source: list[int] | None = None,
     ) -> None:
-        """`ids` are the prompt's; `on_piece` receives the text as it grows."""
-        self.prompt, self.seed, self.config = prompt, seed, config
-        self.ids, self.first = heal(ids, tokenizer) if config.heal_prompt else (ids, None)
+        """`ids` are the prompt's; `on_piece` receives the text as it grows.
+
+        With a `source` that the model reads, `ids` is what a text begins with.
+        """
+        self.prompt, self.seed, self.config, self.source = prompt, seed, config, source
+        healing = config.heal_prompt and source is None
+        self.ids, self.first = heal(ids, tokenizer) if healing else (ids, None)
         self.max_positions, self.end_ids = max_positions, tokenizer.end_ids
+        # No target of a pair is padding, and a published model has learnt nothing about it.
+        self.never = frozenset[int]() if source is None else frozenset({tokenizer.pad_id}) - self.end_ids
+        self.score: float | None = None
         self.num_prompt_tokens = len(self.ids)
         self.most_tokens = config.max_new_tokens + (self.first is not None)
         self.start = 0  # of what the model still has in its context
@@ -102,6 +114,14 @@ class Row:
             self.stopped_by = "context"
         return self.stopped_by is None
 
+    def take(self, tokens: Sequence[int], score: float) -> None:
+        """Take a whole text that a search has found."""
+        self.score = score
+        for token in tokens:
+            if not self.push(token):
+                return
+        self.stopped_by = "context"
+
     def forget(self) -> None:
         """Drop all but the last half of the context; refuse to cut a prompt unless that was asked for."""
         if self.config.context_overflow == "stop":
@@ -116,4 +136,4 @@ class Row:
         assert self.stopped_by is not None
         text = self.text.text if self.stopped_by == "stop" else self.text.finish()
         tokens = tuple(self.ids[self.num_prompt_tokens :])
-        return Completion(self.prompt, text, tokens, self.stopped_by, self.seed, self.start)
+        return Completion(self.prompt, text, tokens, self.stopped_by, self.seed, self.start, self.score)

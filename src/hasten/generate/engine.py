@@ -3,114 +3,118 @@
 Letters in shapes: B rows, T prompt tokens, D model width, V vocabulary.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-from torch import Tensor
-
-from hasten.core.errors import ConfigError
-from hasten.generate.cache import KeyValueCache
+from hasten.core.errors import ConfigError, DataError
 from hasten.generate.completion import Completion, Row
 from hasten.generate.config import GenerateConfig
-from hasten.generate.half import worth_halving
-from hasten.generate.native import NativeDecoder, can_decode
+from hasten.generate.prepared import Prepared, Writer, batches, pad_left, ready
 from hasten.generate.sample import Sampler
-from hasten.model.config import ModelConfig
-from hasten.model.transformer import Decoder
+from hasten.generate.search import search
+from hasten.model.transformer import Seq2Seq, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
+__all__ = ["OnText", "Prepared", "check_vocabulary", "extend", "generate", "grow", "ready"]
+
 OnText = Callable[[int, str], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model as it reads prompts, and how it reads single tokens where there is a faster way."""
-
-    model: Decoder
-    native: NativeDecoder | None
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's."""
-        return self.model.config
+OnDone = Callable[[Sequence[Row]], None]
+"""Told the rows that have ended, a batch at a time."""
 
 
 def generate(
-    model: Decoder,
+    model: Writer,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     config: GenerateConfig,
     on_text: OnText | None = None,
+    *,
+    on_done: OnDone | None = None,
 ) -> list[Completion]:
     """Continue each prompt `config.samples_per_prompt` times; the samples of a prompt follow each other.
 
-    `on_text(i, piece)` receives the text of the i-th completion as it grows; its pieces join to the final
-    text.  Raises ConfigError for a tokenizer of another model, DataError for a prompt that the context
-    cannot hold.
+    A model that reads a source gets the prompt as its source.  With beams, the samples are the best texts
+    that were found, the best first.  `on_text(i, piece)` receives the text of the i-th completion as it
+    grows; its pieces join to the final text.  Raises ConfigError for a tokenizer of another model, DataError
+    for a prompt that the context cannot hold.
     """
     check_vocabulary(model, tokenizer)
-    seeded = [(prompt, config.seed + s) for prompt in prompts for s in range(config.samples_per_prompt)]
-    encoded = tokenizer.encode_batch([prompt for prompt, _ in seeded])
-    rows = [
-        Row(
-            prompt,
-            seed,
-            [tokenizer.bos_id, *ids],
-            tokenizer=tokenizer,
-            max_positions=model.config.max_positions,
-            config=config,
-            on_piece=None if on_text is None else partial(on_text, index),
-        )
-        for index, ((prompt, seed), ids) in enumerate(zip(seeded, encoded, strict=True))
-    ]
-    grow(model, rows, config, tokenizer.vocab_size)
+    rows = begin(model, tokenizer, prompts, config, on_text)
+    grow(model, rows, config, tokenizer.vocab_size, on_done)
     return [row.completion() for row in rows]
 
 
-def grow(model: Decoder, rows: list[Row], config: GenerateConfig, vocab_size: int) -> None:
-    """Let every row grow until it has ended, `config.batch_rows` at a time."""
+def begin(
+    model: Writer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    config: GenerateConfig,
+    on_text: OnText | None,
+) -> list[Row]:
+    """A row for every text that is to be written."""
+    encoded = tokenizer.encode_batch(list(prompts))
+    texts = [
+        (prompt, ids, config.seed + sample)
+        for prompt, ids in zip(prompts, encoded, strict=True)
+        for sample in range(config.samples_per_prompt)
+    ]
+    make = partial(Row, tokenizer=tokenizer, max_positions=model.config.max_positions, config=config)
+    pieces = [None if on_text is None else partial(on_text, index) for index in range(len(texts))]
+    if not isinstance(model, Seq2Seq):
+        return [
+            make(prompt, seed, [tokenizer.bos_id, *ids], on_piece=piece)
+            for (prompt, ids, seed), piece in zip(texts, pieces, strict=True)
+        ]
+    start = tokenizer.bos_id if model.config.start_id is None else model.config.start_id
+    sources = [checked_source(prompt, [*ids, tokenizer.eot_id], model) for prompt, ids, _ in texts]
+    return [
+        make(prompt, seed, [start], on_piece=piece, source=source)
+        for (prompt, _, seed), piece, source in zip(texts, pieces, sources, strict=True)
+    ]
+
+
+def checked_source(prompt: str, ids: list[int], model: Seq2Seq) -> list[int]:
+    """The ids of a source, or DataError where the model has no place for all of them."""
+    if len(ids) > model.config.max_positions:
+        raise DataError(
+            f"the source {prompt[:40]!r}... has {len(ids)} tokens and the model reads at most"
+            f" {model.config.max_positions}; cut it into sentences"
+        )
+    return ids
+
+
+def grow(
+    model: Writer,
+    rows: list[Row],
+    config: GenerateConfig,
+    vocab_size: int,
+    on_done: OnDone | None = None,
+) -> None:
+    """Let every row grow until it has ended, `config.batch_rows` prompts at a time."""
+    width, samples = config.width(isinstance(model, Seq2Seq)), config.samples_per_prompt
     with ready(model, config) as prepared:
-        for batch in batches(rows, config.batch_rows):
-            extend(prepared, batch, config, vocab_size)
+        if width == 1:
+            for batch in batches(rows, config.batch_rows):
+                extend(prepared, batch, config, vocab_size)
+                if on_done is not None:
+                    on_done(batch)
+            return
+        groups = [rows[first : first + samples] for first in range(0, len(rows), samples)]
+        of_row = {id(group[0]): group for group in groups}
+        for batch in batches([group[0] for group in groups], config.batch_rows):
+            found = [of_row[id(row)] for row in batch]
+            search(prepared, found, config, vocab_size, width)
+            if on_done is not None:
+                on_done([row for group in found for row in group])
 
 
-def check_vocabulary(model: Decoder, tokenizer: Tokenizer) -> None:
+def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
     """A model may have more rows than its tokenizer has ids (padding), never fewer."""
     if model.config.vocabulary < tokenizer.vocab_size:
         raise ConfigError(
             f"the model knows {model.config.vocabulary} tokens and the tokenizer has {tokenizer.vocab_size};"
             " they don't belong together: take the tokenizer.json from the model's own folder"
         )
-
-
-@contextmanager
-def ready(model: Decoder, config: GenerateConfig) -> Iterator[Prepared]:
-    """The model in the precision asked for, in evaluation mode, uncompiled; afterwards as it was.
-
-    Compiled blocks run eagerly: a cache grows with every token, and each length would be compiled anew.
-    """
-    stored = model.embedding.weight.dtype
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision, stored)
-    prepared = model if wanted == stored else copy.deepcopy(model).to(wanted)
-    half = config.precision == "auto" and worth_halving(prepared, config.max_new_tokens)
-    training = model.training
-    prepared.eval()
-    try:
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-            yield Prepared(prepared, NativeDecoder(prepared, half) if can_decode(prepared) else None)
-    finally:
-        model.train(training)
-
-
-def batches(rows: list[Row], batch_rows: int) -> Iterator[list[Row]]:
-    """Rows of like length together, so that few positions are padding."""
-    ordered = sorted(rows, key=lambda row: len(row.ids))
-    for start in range(0, len(ordered), batch_rows):
-        yield ordered[start : start + batch_rows]
 
 
 def extend(prepared: Prepared, rows: list[Row], config: GenerateConfig, vocab_size: int) -> None:
@@ -121,7 +125,15 @@ def extend(prepared: Prepared, rows: list[Row], config: GenerateConfig, vocab_si
     """
     device = prepared.model.embedding.weight.device
     begins = [(row.seed, row.prompt, row.ids) for row in rows]
-    sampler = Sampler(begins, config, vocab_size, device, [row.first for row in rows])
+    sampler = Sampler(
+        begins,
+        config,
+        vocab_size,
+        device,
+        [row.first for row in rows],
+        end_ids=rows[0].end_ids,
+        never=rows[0].never,
+    )
     while rows:
         rows = extend_within_context(prepared, rows, sampler)
         for row in rows:
@@ -135,7 +147,7 @@ def extend_within_context(prepared: Prepared, rows: list[Row], sampler: Sampler)
     # The last chosen token of a row is never read: it is the end, or the first of the next reading.
     room = max(min(row.max_positions - len(row.window), row.most_tokens) for row in rows)
     capacity = tokens.shape[1] + room
-    with KeyValueCache(prepared.model, padding, capacity, prepared.native) as cache:
+    with prepared.cache(rows, padding, capacity) as cache:
         hidden = cache.read(tokens.to(cache.starts.device))
         logits = prepared.model.logits(hidden[:, -1])
         while True:
@@ -148,13 +160,3 @@ def extend_within_context(prepared: Prepared, rows: list[Row], sampler: Sampler)
             if not rows or any(row.is_full for row in rows):
                 return rows
             logits = cache.follow(chosen)
-
-
-def pad_left(texts: list[list[int]]) -> tuple[Tensor, list[int]]:
-    """Ids of unequal length as a rectangle that ends together, [B, T], and each row's padding.
-
-    What stands in the padding is never attended to; 0 is an id that every vocabulary has.
-    """
-    longest = max(map(len, texts))
-    padding = [longest - len(ids) for ids in texts]
-    return torch.tensor([[0] * n + ids for n, ids in zip(padding, texts, strict=True)]), padding

@@ -42,7 +42,15 @@ COMPUTED = {
     "head_bias",
 }  # fmt: skip
 """Choices that the C++ follows, `ACTIVATIONS` and positions as in `follows`."""
-ELSEWHERE = {"kind", "preset", "dropout", "init_std", "zero_init_outputs", "shared_embeddings"}
+ELSEWHERE = {
+    "kind",
+    "preset",
+    "dropout",
+    "attention_dropout",
+    "init_std",
+    "zero_init_outputs",
+    "shared_embeddings",
+}
 """Choices that a step of a decoder does not ask about."""
 THREADED_BYTES = 2**20
 """Weights of fewer bytes are read by one thread before another would have begun."""

@@ -6,13 +6,14 @@ top-k, top-p, min-p, which is also the order of `transformers`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ctypes import Structure, byref, c_float, c_int64
 
 import torch
 from torch import Tensor
 
 from hasten.generate.config import GenerateConfig
+from hasten.generate.constraint import constrained, forbid, left_padded
 from hasten.ops.kernels.library import address, kernels, on_cpu
 
 
@@ -135,12 +136,19 @@ class Sampler:
         vocab_size: int,
         device: torch.device,
         first: Sequence[Sequence[int] | None] | None = None,
+        *,
+        end_ids: Collection[int] = (),
+        never: Collection[int] = (),
     ) -> None:
         """Each row is its seed, its prompt, and the ids that it begins with.
 
-        `first` holds the ids among which a row's first token is chosen; None is all.
+        `first` holds the ids among which a row's first token is chosen; None is all.  One of `end_ids` ends a
+        text, and those in `never` are no token of one.
         """
         self.config, self.vocab_size, self.step = config, vocab_size, 0
+        self.end_ids, self.never = end_ids, never
+        remembers = config.no_repeat_ngram is not None
+        self.history = left_padded([ids if remembers else [] for _, _, ids in rows]).to(device)  # [B, L]
         self.barred = barred(first, vocab_size).to(device) if first else None
         self.draws: Tensor | None = None
         self.seen: Tensor | None = None
@@ -159,12 +167,17 @@ class Sampler:
             logits = logits.masked_fill(self.barred, float("-inf"))
         if self.seen is not None:
             logits = penalize_repetition(logits, self.seen, self.config.repetition_penalty)
+        if self.never:
+            logits = forbid(logits, self.never)
+        logits = constrained(logits, self.history, self.step, self.config, self.end_ids)
         if self.draws is None:
             tokens = logits.argmax(dim=-1)
         else:
             tokens = drawn(logits, self.draws[self.step], self.config)
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
+        if self.config.no_repeat_ngram is not None:
+            self.history = torch.cat((self.history, tokens[:, None]), 1)
         self.step += 1
         return tokens
 
@@ -172,3 +185,4 @@ class Sampler:
         """Go on with these rows alone."""
         self.draws = None if self.draws is None else self.draws[:, rows]
         self.seen = None if self.seen is None else self.seen[rows]
+        self.history = self.history[rows]
