@@ -18,7 +18,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.dropout, self.causal, self.window = (
             config.head_dim,
-            config.dropout,
+            config.attention_dropout,
             causal,
             window,
         )

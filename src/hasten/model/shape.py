@@ -142,6 +142,12 @@ class Shape(Config):
     source_vocab_size: Positive | None = Field(None, description="of the encoder's own table")
     start_id: NonNegativeInt | None = Field(None, description="seq2seq: the token that decoding begins with")
     dropout: float = Field(0.0, ge=0, lt=1)
+    attention_dropout: float = Field(
+        default_factory=lambda given: given["dropout"],
+        ge=0,
+        lt=1,
+        description="of attention's probabilities, by default as `dropout`; above 0 keeps fast kernels out",
+    )
     init_std: PositiveFloat | None = Field(None, description="of the matrices; null: 1 / sqrt(inputs)")
     zero_init_outputs: bool = Field(False, description="every layer begins as the identity")
 

@@ -45,7 +45,7 @@ FAMILIES = {
 
 def family_named(name: Any, where: str) -> Family:
     """The family that a `model_type` names."""
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         near = did_you_mean(str(name), FAMILIES)
         raise CheckpointError(
             f"{where}: hasten cannot hold model_type {name!r}.{near} It can hold {', '.join(FAMILIES)}"
@@ -73,7 +73,7 @@ def family_of(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 def settled(config: ModelConfig) -> dict[str, Any]:
     """What matters to logits, in one spelling."""
-    trained = {"dropout", "init_std", "zero_init_outputs", "preset", "start_id"}
+    trained = {"dropout", "attention_dropout", "init_std", "zero_init_outputs", "preset", "start_id"}
     values = config.model_dump(exclude=trained)
     return values | {
         "num_encoder_layers": config.encoder_layers,
