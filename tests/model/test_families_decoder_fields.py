@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_decoders import KINDS, LINEAR, tiny_config, tiny_model, transformers
-from torch import nn
+from torch import Tensor
 
-from hasten.core.errors import CheckpointError
+from hasten.core.config import parse
+from hasten.core.errors import CheckpointError, ConfigError
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import HARMLESS, ORDINARY, Fields
 from hasten.model.families.registry import family_named
@@ -65,9 +68,9 @@ def other(kind: str, name: str, value: Any) -> Any:
 
 def written(kind: str, folder: Path, **fields: Any) -> Path:
     """The `config.json` of a tiny model, with these fields in place of its own."""
-    tiny_config(kind).save_pretrained(folder)
+    folder.mkdir(exist_ok=True)
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_text(json.dumps({**json.loads(tiny_config(kind).to_json_string()), **fields}))
     return path
 
 
@@ -92,10 +95,12 @@ def test_a_field_changes_our_shape_or_is_refused_or_changes_no_logit(kind, tmp_p
         outcomes[outcome].append(name)
     assert "vocab_size" in outcomes["read"]
     assert "use_cache" in outcomes["the same"]
+    model, standard = tiny_model(kind), tiny_config(kind)
+    expected = logits(kind, model.state_dict(), {})
     for name in outcomes["the same"]:
-        changed = {name: other(kind, name, getattr(tiny_config(kind), name))}
-        difference = logits(kind, changed) - logits(kind, {})
-        assert difference.abs().max() == 0, f"{name} changes the logits of {kind} and was passed over"
+        changed = {name: other(kind, name, getattr(standard, name))}
+        found = logits(kind, model.state_dict(), changed)
+        assert torch.equal(found, expected), f"{name} changes the logits of {kind} and was passed over"
 
 
 def switched(kind: str, folder: Path, plain: ModelConfig, fields: dict[str, Any]) -> str:
@@ -108,11 +113,10 @@ def switched(kind: str, folder: Path, plain: ModelConfig, fields: dict[str, Any]
 
 
 @torch.no_grad()
-def logits(kind: str, fields: dict[str, Any]) -> torch.Tensor:
-    """Of a tiny model with these fields and always the same weights."""
+def logits(kind: str, weights: dict[str, Tensor], fields: dict[str, Any]) -> Tensor:
+    """Of a tiny model with these fields and these weights."""
     model = tiny_model(kind, **fields)
-    weights: nn.Module = tiny_model(kind)
-    model.load_state_dict(weights.state_dict())
+    model.load_state_dict(weights)
     return model(torch.arange(40)[None]).logits
 
 
@@ -136,7 +140,7 @@ def logits(kind: str, fields: dict[str, Any]) -> torch.Tensor:
         ("llama", {"rope_parameters": {"type": "linear", "rope_type": "llama3"}}, "disagree about rope_type"),
         ("llama", {"rope_parameters": [1]}, "rope_parameters should hold a mapping"),
         ("llama", {"partial_rotary_factor": 0.5}, "cannot hold partial_rotary_factor 0.5"),
-        ("llama", {"num_hidden_layers": 10**9}, "should be a whole number from 1 to 10000"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers should be at most 1,000, got"),
         ("llama", {"hidden_size": -3}, "hidden_size should be a whole number at least 1, got -3"),
         ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps should be a number above 0, got 'small'"),
         ("llama", {"tie_word_embeddings": "false"}, "should be true or false, got 'false'"),
@@ -213,3 +217,36 @@ def test_files_of_older_releases_mean_what_transformers_makes_of_them(kind, fiel
     expected = model(tokens).logits
     torch.testing.assert_close(again(tokens).logits, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.logits(ours(tokens)), expected, rtol=1e-5, atol=1e-5)
+
+
+NUMBERS = st.one_of(
+    st.integers(-3, 200), st.sampled_from([0, 10**9, 10**30, -(10**30)]), st.floats(allow_nan=True)
+)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), NUMBERS, st.text(max_size=5), st.sampled_from(["gelu", "linear"])
+)
+JUNK = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["rope_type", "factor", "full_attention", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(list(KINDS)))
+def test_junk_in_a_field_is_a_shape_or_refused_with_a_reason(data, kind):
+    values = json.loads(tiny_config(kind).to_json_string())
+    for name in data.draw(st.lists(st.sampled_from(sorted(values)), min_size=1, max_size=3)):
+        values[name] = data.draw(JUNK)
+    values["model_type"] = tiny_config(kind).model_type
+    fields = Fields(values, "config.json")
+    try:
+        shape = family_named(values["model_type"], "config.json").read(fields)
+        fields.finish()
+        parse(ModelConfig, shape, "config.json")
+    except (CheckpointError, ConfigError) as error:
+        assert "config.json" in str(error)
+        assert len(str(error)) < 1000

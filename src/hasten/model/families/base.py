@@ -67,8 +67,8 @@ GATED = {
     if ours in ("gelu", "gelu_tanh", "silu")
 }
 """The same where the activation's output multiplies a second product."""
-MOST_LAYERS = 10_000
-"""A file that claims more is damaged; nothing is allocated for it."""
+MOST_LAYERS, MOST = 1_000, 100_000_000
+"""A file that claims more layers, or more of anything, is damaged; nothing is allocated for it."""
 NOTHING = object()
 
 
@@ -99,16 +99,17 @@ class Fields:
         """The field `name`, where null is a value of its own: `default` only where it is absent."""
         return self.values.pop(name, default)
 
-    def count(self, name: str, default: Any = NOTHING, most: int | None = None) -> Any:
+    def count(self, name: str, default: Any = NOTHING, most: int = MOST) -> Any:
         """A whole number from 1; `default` as it is where there is none."""
         value = self.take(name, default)
         if value is default:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= (most or value):
-            bounds = "at least 1" if most is None else f"from 1 to {most}"
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(
-                f"{self.where}: {name} should be a whole number {bounds}, got {shown(value)}"
+                f"{self.where}: {name} should be a whole number at least 1, got {shown(value)}"
             )
+        if value > most:
+            raise CheckpointError(f"{self.where}: {name} should be at most {most:,}, got {shown(value)}")
         return value
 
     def number(self, name: str, default: Any = NOTHING) -> Any:
