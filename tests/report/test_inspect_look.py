@@ -153,8 +153,16 @@ def test_what_cannot_be_looked_at_is_refused_in_one_sentence(kind, given, error,
 
 def test_a_mask_that_the_tokenizer_lacks_is_refused(byte_tokenizer):
     tokenizer = byte_tokenizer("<|endoftext|>")
-    with pytest.raises(DataError, match="no token for \\[MASK\\]"):
-        look(model_of("encoder", tokenizer), tokenizer, InspectConfig(text="a [MASK]"))
+    for given in ({"text": "a [MASK]"}, {"text": "a", "mask": "each"}):
+        with pytest.raises(DataError, match="no token that hides another"):
+            look(model_of("encoder", tokenizer), tokenizer, InspectConfig(**given))
+
+
+def test_a_mark_that_begins_and_ends_stands_at_the_end_alone(byte_tokenizer):
+    tokenizer = byte_tokenizer("<|endoftext|>", "<|mask|>")
+    seen = look(model_of("encoder", tokenizer), tokenizer, InspectConfig(text="a[MASK]b<|mask|>"))
+    assert [piece.text for piece in seen.views[0].keys] == ["a", "<|mask|>", "b", "<|mask|>", "<|endoftext|>"]
+    assert [entry.place for entry in seen.expected] == [1, 3]
 
 
 def test_the_text_that_is_refused_fits_when_cut_as_told(monkeypatch: pytest.MonkeyPatch):

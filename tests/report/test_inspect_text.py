@@ -1,6 +1,7 @@
 """The look as text and as JSON, and the verb that shows it."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,16 @@ def test_a_trained_model_expects_its_own_story(tmp_path, monkeypatch, capsys):
     ranks = [entry["rank"] for entry in data["expected"] if entry["rank"] is not None]
     assert len(ranks) > 20 and set(ranks) == {1}
     assert max(max(row) for row in data["views"][0]["figures"]["previous"]) > 0.6, "a previous-token head"
+
+
+@pytest.mark.parametrize("name", ["inspect.md", "inspect.zh-CN.md"])
+def test_every_command_of_the_guide_can_be_given(name):
+    from hasten.recipe import Recipe
+    from hasten.report.inspect.config import from_words
+
+    guide = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    commands = [line.split("  #")[0] for line in guide.splitlines() if line.startswith("hasten inspect ")]
+    assert len(commands) == 6
+    for command in commands:
+        _, others = from_words(shlex.split(command)[3:], Recipe.model_fields)
+        assert not others

@@ -25,7 +25,7 @@ from hasten.report.inspect.read import (
     chosen_layers,
     decoder_tokens,
     encoder_tokens,
-    mask_id,
+    mask_of,
     source_tokens,
     target_tokens,
 )
@@ -108,15 +108,14 @@ def look_around(model: Encoder, tokenizer: Tokenizer, config: InspectConfig) -> 
     view = view_of("encoder", [records[layer].weights for layer in layers], layers, read, read)
     if model.config.head != "vocabulary":
         return Look(model.config, [view], [], "no_words")
-    mask = mask_id(tokenizer)
-    if config.mask == "each" and mask is not None:
+    if config.mask == "each":
         places = [place for place, piece in enumerate(read) if not piece.special]
-        logits = masked_in_turn(model, tokens, places, mask)
+        logits = masked_in_turn(model, tokens, places, mask_of(tokenizer))
         came = [read[place] for place in places]
         return Look(
             model.config, [view], expectations(logits, came, places, tokenizer, config.top), "each_note"
         )
-    places = [place for place, piece in enumerate(read) if piece.id == mask]
+    places = [place for place, piece in enumerate(read) if piece.id == tokenizer.mask_id]
     if not places:
         return Look(model.config, [view], [], "no_expectation")
     logits = model.logits(hidden[places])
@@ -182,7 +181,7 @@ def write(model: Seq2Seq, tokenizer: Tokenizer, memory: Tensor) -> list[Piece]:
     while len(written) <= MOST_WRITTEN:
         hidden = model.decode(ids_of(model, written), memory)[0, -1]
         best = int(model.logits(hidden)[: tokenizer.vocab_size].argmax())
-        if best == tokenizer.eot_id:
+        if best in tokenizer.end_ids:
             break
         written.append(spelled(tokenizer, best))
     return written

@@ -8,9 +8,8 @@ from hasten.core.errors import ConfigError, DataError
 from hasten.model.config import ModelConfig
 from hasten.report.inspect.config import InspectConfig
 from hasten.report.inspect.pieces import Piece, cut, spelled
-from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.tokenizer.tokenizer import MASK, Tokenizer
 
-MASKS = ("[MASK]", "<mask>")
 MOST_CHARACTERS, MOST_TOKENS = 100_000, 1024
 MOST_NUMBERS = 8_000_000
 """Probabilities of one look: what a page of a few megabytes holds."""
@@ -33,24 +32,27 @@ def decoder_tokens(tokenizer: Tokenizer, text: str) -> list[Piece]:
 
 
 def encoder_tokens(tokenizer: Tokenizer, text: str) -> list[Piece]:
-    """What an encoder reads: the text between its two marks, each `[MASK]` in it the token of that name."""
-    mask, found = mask_id(tokenizer), list[Piece]()
-    for part in re.split("(" + "|".join(map(re.escape, MASKS)) + ")", text):
-        if part not in MASKS:
-            found += pieces(tokenizer, "text", part) if part else []
-        elif mask is None:
-            raise DataError(f"text: the tokenizer has no token for {part}; leave it out")
-        else:
-            found.append(spelled(tokenizer, mask))
+    """What an encoder reads: the text between its marks, each `[MASK]` in it the token that hides one.
+
+    Where one token both begins and ends a text it stands at the end alone, as in training.
+    """
+    found = list[Piece]()
+    for part in re.split("(" + "|".join(map(re.escape, MASK)) + ")", text):
+        if part in MASK:
+            found.append(spelled(tokenizer, mask_of(tokenizer)))
+        elif part:
+            found += pieces(tokenizer, "text", part)
     if not found:
         raise DataError("text: is empty; write something to look at")
-    return [spelled(tokenizer, tokenizer.bos_id), *found, spelled(tokenizer, tokenizer.eot_id)]
+    begin = [] if tokenizer.bos_id == tokenizer.eot_id else [spelled(tokenizer, tokenizer.bos_id)]
+    return [*begin, *found, spelled(tokenizer, tokenizer.eot_id)]
 
 
-def mask_id(tokenizer: Tokenizer) -> int | None:
-    """The token that stands for a hidden one."""
-    ids = (tokenizer.inner.token_to_id(name) for name in MASKS)
-    return next((id for id in ids if id is not None), None)
+def mask_of(tokenizer: Tokenizer) -> int:
+    """The token that hides another."""
+    if tokenizer.mask_id is None:
+        raise DataError(f"this model's tokenizer has no token that hides another ({', '.join(MASK)})")
+    return tokenizer.mask_id
 
 
 def source_tokens(tokenizer: Tokenizer, text: str) -> list[Piece]:
