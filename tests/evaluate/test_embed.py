@@ -340,7 +340,49 @@ def test_a_mistake_ends_in_one_sentence(words, message, folder, monkeypatch, cap
     assert not list(tmp_path.glob("v*"))
 
 
+def test_a_folder_that_says_nothing_of_pooling_gets_the_mean_and_is_told_so(folder, capsys):
+    (folder / "modules.json").unlink()
+    assert main(["embed", str(folder), "texts=[a b, c]"]) == 0
+    wanted = one_by_one(make_model(), "mean", ["a b", "c"])
+    cosine = wanted[0] @ wanted[1] / np.linalg.norm(wanted[0]) / np.linalg.norm(wanted[1])
+    said = capsys.readouterr().out
+    assert "says nothing of pooling: the mean of all states" in said
+    assert f"{cosine:.4f}" in said
+
+
 def test_a_folder_without_a_tokenizer_is_refused(folder, capsys):
     (folder / "tokenizer.json").unlink()
     assert main(["embed", str(folder), "texts=[a]"]) == 2
     assert "has no tokenizer.json" in capsys.readouterr().err
+
+
+def test_the_settings_travel_with_a_model_that_is_imported_and_exported(folder, tmp_path):
+    checkpoint, back = tmp_path / "checkpoint", tmp_path / "back"
+    assert main(["import", str(folder), f"output={checkpoint}"]) == 0
+    assert main(["export", str(checkpoint), "to=hf", f"output={back}"]) == 0
+    assert read_settings(folder) == read_settings(checkpoint) == read_settings(back) == Settings("first")
+    for place in (folder, checkpoint, back):
+        assert main(["embed", str(place), "texts=[a b, c]", f"output={tmp_path / place.name}.npy"]) == 0
+    vectors = [np.load(tmp_path / f"{place.name}.npy") for place in (folder, checkpoint, back)]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/config.json").write_text('{"pooling_mode": "mean"}')
+    (folder / "1_Pooling/config.json").unlink()
+    (folder / "1_Pooling").rmdir()
+    (folder / "1_Pooling").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a link that leads out of its folder"):
+        read_settings(folder)
+
+
+def test_links_within_the_cache_of_the_hub_are_followed(tmp_path):
+    cache = tmp_path / "models--owner--name"
+    (cache / "blobs").mkdir(parents=True)
+    folder = write_settings(cache / "snapshots/abc", {"pooling_mode": "cls"})
+    for number, name in enumerate(("modules.json", "1_Pooling/config.json")):
+        (folder / name).rename(cache / "blobs" / str(number))
+        (folder / name).symlink_to(cache / "blobs" / str(number))
+    assert read_settings(folder) == Settings("first")

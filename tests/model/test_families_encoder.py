@@ -129,6 +129,16 @@ def edit(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
 
 
+def test_names_of_classes_are_said_as_they_are_not_kept(tmp_path, capsys):
+    theirs = tiny_model("Bert", "ForTokenClassification", id2label={0: "O", 1: "B-PER"})
+    ours = loaded(theirs, tmp_path)
+    assert ours.config.num_classes == 2
+    assert "classes go by number here; write their names down: 0 'O', 1 'B-PER'" in capsys.readouterr().out
+    edit(tmp_path, id2label=None, label2id=None)
+    assert load_hugging_face(tmp_path).config == ours.config
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["bert", "bert masked", "distilbert masked", "roberta masked", "roberta"])
 def test_a_file_that_names_no_class_tells_it_by_its_tensors(name, tmp_path):
     theirs = make_theirs(name)

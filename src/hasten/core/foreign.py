@@ -25,10 +25,12 @@ def read_json(path: Path, what: str = "a Hugging Face folder has it") -> dict[st
     try:
         if not path.is_file():
             raise FileNotFoundError(2, "there is no such file")
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+        large = path.stat().st_size > MAX_JSON_BYTES  # asked first: a read takes the memory that it may need
+        data = b"" if large else path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {what}") from None
+    if large:
+        raise CheckpointError(f"{path}: has more than {MAX_JSON_BYTES >> 20} MiB, which none of its kind has")
     return mapping(data, str(path))
 
 
@@ -45,20 +47,23 @@ def mapping(data: bytes, where: str, kind: type[HastenError] = CheckpointError) 
 
 def parse(data: bytes) -> Any:
     """JSON without keys given twice, numbers beyond 64 bits, NaN, infinities and bottomless nesting."""
-    if len(data) > MAX_JSON_BYTES:
-        raise NotJsonError(f"it has more than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        return json.loads(
+        values = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=unique,
             parse_constant=no_constant,
             parse_int=whole,
             parse_float=finite,
         )
+        if b"\\u" in data:  # only an escape can spell half of a pair
+            json.dumps(values, ensure_ascii=False).encode()
+        return values
     except NotJsonError:
         raise
     except UnicodeDecodeError:
         raise NotJsonError("it is not UTF-8 text") from None
+    except UnicodeEncodeError:
+        raise NotJsonError("it holds half of a surrogate pair") from None
     except RecursionError:
         raise NotJsonError("it is nested too deeply") from None
     except ValueError as error:
@@ -103,12 +108,16 @@ def file_inside(folder: Path, name: str, named_by: str) -> Path:
     """
     if not name or name in (".", "..") or Path(name).name != name or set(name) & set("/\\\0"):
         raise CheckpointError(f"{named_by}: names {name[:200]!r}, which is not a file of this folder")
-    path = folder / name
+    return confined(folder / name, folder, named_by)
+
+
+def confined(path: Path, folder: Path, named_by: str) -> Path:
+    """`path`, an existing file below `folder`; refused where a link on its way leads outside."""
     try:
         real, root = path.resolve(), folder.resolve()
         present = path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # names too long, links in a circle
-        raise CheckpointError(f"{named_by}: {name[:200]!r} cannot be looked up ({error})") from None
+        raise CheckpointError(f"{named_by}: {path.name[:200]!r} cannot be looked up ({error})") from None
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         root = root.parent.parent
     if not real.is_relative_to(root):

@@ -36,6 +36,8 @@ def embed_texts(source: Path, config: EmbedConfig) -> np.ndarray:
     model, tokenizer = load_model(folder, choose_device(config.device))
     if tokenizer is None:
         raise ConfigError(f"{folder}: has no tokenizer.json; put the model's own beside its weights")
+    if config.pooling is None and settings.pooling is None:
+        say(f"{folder} says nothing of pooling: the mean of all states is taken, or write pooling=first")
     vectors = embed(model, tokenizer, texts, config, settings)
     if len(texts) <= SHOWN:
         show_cosines(texts, vectors)

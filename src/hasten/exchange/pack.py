@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from hasten.core.config import dump
 from hasten.core.errors import ConfigError
 from hasten.core.files import beside, contents, replace_folder, sync, write_json, write_text
+from hasten.evaluate.pooling import settings_files
 from hasten.exchange.parcel import LUGGAGE, TEMPLATE, Parcel
 from hasten.model.gguf import save_gguf
 from hasten.model.interop import GENERATION, OnTensor, narrowed, save_hugging_face
@@ -37,9 +38,8 @@ def write_checkpoint(folder: Path, parcel: Parcel) -> None:
 
 def write_luggage(folder: Path, parcel: Parcel) -> None:
     """Put beside the weights what belongs to them: as it came where it came as files, else written anew."""
-    for name in LUGGAGE:
-        if parcel.folder is not None and (parcel.folder / name).is_file():
-            shutil.copyfile(parcel.folder / name, folder / name)
+    if parcel.folder is not None:
+        carry(parcel.folder, folder)
     tokenizer = parcel.tokenizer
     if parcel.folder is None and parcel.template is not None:
         write_text(folder / TEMPLATE, parcel.template)
@@ -54,6 +54,14 @@ def write_luggage(folder: Path, parcel: Parcel) -> None:
         write_json(folder / ROLES_FILE, roles(tokenizer))
     if not (folder / GENERATION).exists():
         write_json(folder / GENERATION, {**special_ids(tokenizer), "eos_token_id": ends(tokenizer)})
+
+
+def carry(source: Path, folder: Path) -> None:
+    """Copy what travels with the weights as it is."""
+    names = [Path(name) for name in LUGGAGE if (source / name).is_file()]
+    for name in [*names, *settings_files(source)]:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
 
 
 def roles(tokenizer: Tokenizer) -> dict[str, Any]:

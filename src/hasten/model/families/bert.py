@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hasten.core.console import say
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import MOST_LAYERS, PLAIN, Family, Fields, Source, name_of, tied_head
@@ -87,12 +88,20 @@ def read_head(fields: Fields, head: str, pooled: str) -> dict[str, Any]:
 
 
 def read_classes(fields: Fields) -> int:
-    """How many classes a head tells apart; their names are no part of a model of ours."""
-    names = fields.take("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    """How many classes a head tells apart; their names are no part of a model of ours, and that is said."""
+    names = fields.take("id2label", class_names(2))
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{fields.where}: id2label should be a mapping of classes to their names")
     fields.require("num_labels", len(names))
+    if [*names.values()] != [*class_names(len(names)).values()]:
+        told = ", ".join(f"{number} {name!r}" for number, name in names.items())
+        say(f"{fields.where}: classes go by number here; write their names down: {told[:400]}")
     return len(names)
+
+
+def class_names(count: int) -> dict[int, str]:
+    """What transformers calls classes that have no names."""
+    return {number: f"LABEL_{number}" for number in range(count)}
 
 
 def write_bert(config: ModelConfig) -> dict[str, Any]:
@@ -119,10 +128,8 @@ def write_trunk(config: ModelConfig) -> dict[str, Any]:
 
 def write_classes(config: ModelConfig) -> dict[str, Any]:
     """The names of the classes, which are numbers, both ways."""
-    names = [f"LABEL_{i}" for i in range(config.num_classes or 0)]
-    if not names:
-        return {}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    names = class_names(config.num_classes or 0)
+    return {"id2label": names, "label2id": {name: i for i, name in names.items()}} if names else {}
 
 
 def bert_sources(config: ModelConfig) -> dict[str, Source]:
