@@ -1,11 +1,12 @@
 """Decoder families: the logits of `transformers` in both directions, and every tensor kept bit for bit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_decoders import OPTIONS, tiny_model, transformers
+from tiny_decoders import KINDS, OPTIONS, random_options, tiny_model, transformers
 from torch import Tensor
 
 from hasten.core.errors import CheckpointError
@@ -18,28 +19,40 @@ def tokens() -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@torch.no_grad()
 def test_logits_are_those_of_transformers_both_ways_and_tensors_stay(name, tokens, tmp_path):
     kind, options = OPTIONS[name]
+    assert_held(kind, options, tokens, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_of_sizes_and_options_drawn_at_random(kind, seed, tokens, tmp_path):
+    options = random_options(kind, seed)
+    assert_held(kind, options, tokens % options["vocab_size"], tmp_path)
+
+
+@torch.no_grad()
+def assert_held(kind: str, options: dict[str, Any], tokens: Tensor, folder: Path) -> None:
+    """Read a model of theirs, write it again, and let theirs read that: logits and tensors are the same."""
     theirs = tiny_model(kind, **options)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_hugging_face(tmp_path / "theirs")
+    theirs.save_pretrained(folder / "theirs")
+    ours = load_hugging_face(folder / "theirs")
     expected = theirs(tokens).logits
     assert expected.std() > 0.1  # large enough for 1e-5 to mean something
     logits = ours.logits(ours(tokens))
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
-    save_hugging_face(ours, tmp_path / "ours")
+    save_hugging_face(ours, folder / "ours")
     again, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+        folder / "ours", attn_implementation="eager", output_loading_info=True
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     torch.testing.assert_close(again(tokens).logits, logits, rtol=1e-5, atol=1e-5)
-    before, after = weights(tmp_path / "theirs"), weights(tmp_path / "ours")
+    before, after = weights(folder / "theirs"), weights(folder / "ours")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert load_hugging_face(tmp_path / "ours").config == ours.config
+    assert load_hugging_face(folder / "ours").config == ours.config
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

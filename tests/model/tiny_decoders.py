@@ -1,5 +1,6 @@
 """Tiny random decoders of `transformers`, each option of each family switched both ways."""
 
+import random
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, window nowhere": ("qwen2", {**LATE_WINDOW, "max_window_layers": 3}),
     "qwen2, windows by name": ("qwen2", NAMED_WINDOWS),
     "qwen2, tied, linear rope": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": LINEAR}),
+    "qwen2, not grouped, gelu gate": ("qwen2", {"num_key_value_heads": 4, "hidden_act": "gelu"}),
     "qwen3": ("qwen3", {}),
     "qwen3, biased, tied, other eps": (
         "qwen3",
@@ -126,12 +128,55 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_neox",
         {"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}, "layer_norm_eps": 1e-3},
     ),
+    "gpt_neox, llama3 rope": ("gpt_neox", {"rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.5}}),
     "gpt_neox, no attention biases, gelu_fast": (
         "gpt_neox",
         {"attention_bias": False, "hidden_act": "gelu_fast"},
     ),
 }  # fmt: skip
 """What is tested: a family, and what differs from its tiny model."""
+
+
+def random_options(kind: str, seed: int) -> dict[str, Any]:
+    """Sizes and options drawn at random, among all that the family has."""
+    draw = random.Random(f"{kind} {seed}")
+    heads, layers = draw.choice([1, 2, 4, 6]), draw.choice([1, 2, 4])
+    flag = lambda: draw.random() < 0.5  # noqa: E731
+    common = {"vocab_size": draw.randint(20, 90), "tie_word_embeddings": flag()}
+    plain = draw.choice(["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"])
+    if kind == "gpt2":
+        sizes = {"n_embd": heads * draw.choice([4, 6, 10]), "n_head": heads, "n_layer": layers}
+        inner = {"n_inner": draw.choice([None, 20]), "activation_function": plain}
+        return {**common, **sizes, **inner, "layer_norm_epsilon": draw.choice([1e-5, 1e-2])}
+    width = heads * draw.choice([4, 8, 16])
+    common |= {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers}
+    if kind == "opt":
+        flags = {name: flag() for name in ("do_layer_norm_before", "enable_bias", "_remove_final_layer_norm")}
+        return {**common, **flags, "word_embed_proj_dim": width, "activation_function": plain}
+    rope = draw.choice([BASE_500, LINEAR, LLAMA3])
+    if kind == "gpt_neox":
+        flags = {name: flag() for name in ("use_parallel_residual", "attention_bias")}
+        share = draw.choice([0.5, 1.0])
+        rope = {**rope, "partial_rotary_factor": share}
+        return {**common, **flags, "rope_parameters": rope, "hidden_act": plain, "layer_norm_eps": 1e-3}
+    act = "hidden_activation" if kind in ("gemma2", "gemma3") else "hidden_act"
+    common |= {act: draw.choice(["silu", "gelu_pytorch_tanh"]), "rms_norm_eps": draw.choice([1e-6, 1e-2])}
+    common |= {"num_key_value_heads": draw.choice([n for n in (1, 2, heads) if heads % n == 0])}
+    common |= {"rope_parameters": {FULL: rope, SLIDING: BASE_500} if kind == "gemma3" else rope}
+    common |= {"head_dim": draw.choice([4, 10, 18])} if kind != "qwen2" else {}
+    if kind not in ("mistral", "qwen2"):
+        common["attention_bias"] = flag()
+    if kind == "llama":
+        common["mlp_bias"] = flag()
+    if kind not in ("llama", "gemma"):
+        common["sliding_window"] = draw.choice([1, 2, 7, 39, 40, 41, 200])
+    if kind in ("qwen2", "qwen3"):
+        common |= {"use_sliding_window": flag(), "max_window_layers": draw.randint(0, layers)}
+    if kind in ("gemma2", "gemma3"):
+        common |= {"layer_types": draw.choices([FULL, SLIDING], k=layers)}
+        common |= {"query_pre_attn_scalar": draw.choice([3, 18, 256])}
+        common |= {"final_logit_softcapping": draw.choice([None, 2.0])}
+    return common | ({"attn_logit_softcapping": draw.choice([None, 0.7])} if kind == "gemma2" else {})
 
 
 def tiny_config(kind: str, **options: Any) -> Any:
