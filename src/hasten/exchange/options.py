@@ -31,6 +31,9 @@ class ExportConfig(Config):
         None,
         description="hf: by default as the numbers came, float32 for a model trained here; gguf: float16",
     )
+    nearest_split: bool = Field(
+        False, description="gguf: accept that llama.cpp cuts text in another way than the tokenizer does"
+    )
     max_shard_bytes: int = Field(MAX_SHARD_BYTES, ge=1, description="hf: the weights' files are no larger")
 
 

@@ -97,7 +97,7 @@ def write_folder(
     write_luggage(folder, parcel)
 
 
-def write_gguf(parcel: Parcel, output: Path, dtype: GgufType) -> None:
+def write_gguf(parcel: Parcel, output: Path, dtype: GgufType, nearest_split: bool = False) -> None:
     """Write a model as one GGUF file, under a temporary name until it is whole."""
     if parcel.tokenizer is None:
         raise ConfigError(f"{parcel.title}: has no tokenizer, which a GGUF file holds; put its {FILE} there")
@@ -110,7 +110,13 @@ def write_gguf(parcel: Parcel, output: Path, dtype: GgufType) -> None:
     temporary, template = beside(output), parcel.template
     try:
         save_gguf(
-            parcel.model, parcel.tokenizer, temporary, dtype=dtype, chat_template=template, name=parcel.title
+            parcel.model,
+            parcel.tokenizer,
+            temporary,
+            dtype,
+            template,
+            name=parcel.title,
+            nearest_split=nearest_split,
         )
         sync(temporary)
         os.replace(temporary, output)

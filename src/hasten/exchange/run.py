@@ -48,13 +48,15 @@ def send_out(name: str, config: ExportConfig) -> Path:
         raise ConfigError("dtype=bfloat16 is not written to GGUF; write float32, float16 or q8_0")
     if config.to == "hf" and config.dtype == "q8_0":
         raise ConfigError("dtype=q8_0 is for to=gguf; write float32, bfloat16 or float16")
+    if config.to == "hf" and config.nearest_split:
+        raise ConfigError("nearest_split is for to=gguf: a Hugging Face folder keeps the tokenizer as it is")
     suffix = ".gguf" if config.to == "gguf" else ""
     output = config.output or Path("exports") / f"{title_of(place)}{suffix}"
     refuse_existing(output)
     parcel = opened(place)
     if config.to == "gguf":
         kinds: list[Any] = [config.dtype or "float16"]
-        write_gguf(parcel, output, GGUF_TYPES[kinds[0]])
+        write_gguf(parcel, output, GGUF_TYPES[kinds[0]], config.nearest_split)
     else:
         types = dict.fromkeys(parcel.types, getattr(torch, config.dtype)) if config.dtype else parcel.types
         kinds = list(types.values())

@@ -161,7 +161,10 @@ def differences(config: ModelConfig, again: ModelConfig | None) -> list[str]:
     if again is None:
         return ["its fields make no model"] * 99
     wanted, found = (each.model_dump(exclude=TRAINING) for each in (config, again))
-    wanted["window_layers"], found["window_layers"] = windowed(config), windowed(again)
+    if config.sliding_window == again.sliding_window:
+        wanted["window_layers"], found["window_layers"] = windowed(config), windowed(again)
+    else:
+        wanted.pop("window_layers")
     wanted["attention_scale"], found["attention_scale"] = scale_of(config), scale_of(again)
     if config.position != "rotary":
         wanted["rope_theta"] = found["rope_theta"]  # which nobody looks at

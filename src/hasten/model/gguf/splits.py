@@ -110,7 +110,7 @@ def name_split(described: Described, nearest: bool) -> str:
         raise CheckpointError(
             "llama.cpp has no name (tokenizer.ggml.pre) for the pattern by which this tokenizer cuts text,"
             " and would cut it in another way, so that the model would read other tokens than it was trained"
-            " on; ask for the nearest split to accept that, or give llama.cpp token ids in place of text"
+            " on; nearest_split=true accepts that, and token ids in place of text go round it"
         )
     return nearest_split(described)
 
