@@ -10,6 +10,7 @@ from tiny_encoders import close, encoder_outputs, our_encoder_outputs, tiny_mode
 from torch import nn
 
 from hasten.core.errors import CheckpointError
+from hasten.model.families import bert, distilbert, roberta, t5
 from hasten.model.interop import load_hugging_face, save_hugging_face
 from hasten.model.transformer import Encoder
 
@@ -194,3 +195,13 @@ def test_what_hasten_cannot_hold_is_refused_by_name(name, fields, message, tmp_p
     edit(tmp_path, **fields)
     with pytest.raises(CheckpointError, match=message):
         load_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("page", ["encoders.md", "encoders.zh-CN.md"])
+def test_the_page_names_every_class_that_is_held(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    for family in (bert, t5):
+        assert all(f"`{name}`" in text for name in family.CLASSES)
+    assert all(f"`{model_type}`" in text for model_type in ("roberta", "distilbert", "marian"))
+    for family in (roberta, distilbert):  # "the same four"
+        assert [*family.CLASSES.values()] == [*bert.CLASSES.values()]

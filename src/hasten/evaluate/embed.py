@@ -40,7 +40,7 @@ class EmbedConfig(Config):
     normalize: bool = Field(True, description="vectors of length one, whose products are cosines")
     truncate: bool = Field(False, description="cut texts that are longer than the model reads")
     max_tokens: Positive | None = Field(None, description="null: as many as the model reads")
-    batch_tokens: Positive = 8192
+    batch_tokens: Positive = 4096
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
 
