@@ -33,6 +33,8 @@ OTHER_ROLES = (
 )  # fmt: skip
 KNOWN = {"model", "pre", "tokens", "token_type", "token_type_count", "merges", "scores", "add_space_prefix"}
 KNOWN |= {"add_bos_token", "add_eos_token", *ROLES.values(), *(f"{name}_token_id" for name in OTHER_ROLES)}
+LONGEST_TOKEN = 1024
+"""Published tokens have 128 and some; how merges follow from scores takes the square of it."""
 HARMLESS_IF_FALSE = ("add_sep_token", "remove_extra_whitespaces")
 
 
@@ -115,6 +117,9 @@ class Vocabulary:
             self.fail("token_type", f"has the type {wrong}; there are {NORMAL} to {BYTE}")
         if len(set(tokens)) < len(tokens) or "" in tokens:
             self.fail("tokens", "has a token twice, or one without a letter")
+        longest = max(map(len, tokens), default=0)
+        if longest > LONGEST_TOKEN:
+            self.fail("tokens", f"has a token of {longest:,} letters; hasten reads up to {LONGEST_TOKEN:,}")
         while types and types[-1] == UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":
             tokens.pop(), types.pop()
         return tokens, types
@@ -160,7 +165,7 @@ class Vocabulary:
     def by_scores(self, tokens: Sequence[str], types: Sequence[int]) -> Described:
         """SentencePiece's BPE: what stands in a tokenizer.json."""
         count = len(self.strings("tokens"))
-        scores = self.numbers("scores", "f", count)
+        scores = self.numbers("scores", "fiu", count)
         if scores is None:
             self.fail("scores", "is missing; convert the model anew")
         if UNKNOWN not in types:
