@@ -200,8 +200,8 @@ def inspect(recipe: Recipe, config: InspectConfig) -> str:
         return as_text(seen, name)
     if config.format == "json":
         return json.dumps(as_json(seen, name), ensure_ascii=False)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    page = recipe.output / "inspect.html"
+    page = config.page or recipe.output / "inspect.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, render(seen, name, model.config.num_parameters, recipe.report.lang))
     return f"attention: {page}"
 

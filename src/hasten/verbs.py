@@ -136,7 +136,7 @@ def inspect(words: Words) -> None:
     each place, as a page (inspect.html in the output folder), as text, or as JSON.  An encoder fills
     each [MASK]; an encoder-decoder reads source= and has written target=, by default its own.
 
-    format=text   format=json   top=10   layers=[0,5]   mask=each   source='A dog.' target='Ein Hund.'
+    format=text   format=json   page=my.html   top=10   layers=[0,5]   mask=each   target='Ein Hund.'
     """
     from hasten.recipe import Recipe
     from hasten.report.inspect.config import from_words

@@ -235,11 +235,15 @@ def test_a_browser_follows_tokens_heads_and_keys(tmp_path):
         value for name, value in Outline(browse(file, tmp_path).stdout).attributes if name == "data-note"
     ]
     note = json.loads(dumped[0])
-    assert note["ready"] and note["first"].startswith("·six 6 →") and note["token"].startswith("·two 2 →")
+    assert (
+        note["ready"]
+        and note["first"].startswith("·six\u00a06\u00a0→")
+        and note["token"].startswith("·two\u00a02\u00a0→")
+    )
     start = opening(view)
     weights = view.weights.flatten(0, 1)[start]
     assert note["shades"] == pytest.approx(weights[2].sqrt().tolist(), abs=0.004)
-    assert note["left"].startswith("one 1 →") and note["backward"].startswith("·two 2 ←")
+    assert note["left"].startswith("one\u00a01\u00a0→") and note["backward"].startswith("·two\u00a02\u00a0←")
     assert note["head"] == "1.1" and note["above"] == "0.1" and note["row"] == "0.3"
     mean, strongest = view.weights.mean((0, 1))[2], re.findall(r"(\d+)%", note["mean"])[0]
     assert int(strongest) == pytest.approx(100 * mean.max().item(), abs=1)

@@ -86,11 +86,13 @@ def test_the_verb_writes_a_page_and_prints_text_and_json(checkpoint, capsys):
     assert main(["inspect", "tiny", "the cat catches mice", "report.lang=zh"]) == 0
     assert "runs/tiny/inspect.html" in capsys.readouterr().out
     assert '<html lang="zh">' in Path("runs/tiny/inspect.html").read_text(encoding="utf-8")
-    assert main(["inspect", "tiny", "the cat catches mice", "format=text", "output=elsewhere"]) == 0
+    assert main(["inspect", "tiny", "the cat", "page=elsewhere/page.html"]) == 0
+    assert "elsewhere/page.html" in capsys.readouterr().out and Path("elsewhere/page.html").is_file()
+    assert main(["inspect", "tiny", "the cat catches mice", "format=text", "output=nowhere"]) == 0
     assert "2 layers of 4 heads, 5 tokens" in capsys.readouterr().out
     assert main(["inspect", "tiny", "text=the cat", "format=json", "layers=[1]"]) == 0
     assert json.loads(capsys.readouterr().out)["views"][0]["layers"] == [1]
-    assert not Path("elsewhere").exists(), "what is only printed leaves no folder"
+    assert not Path("nowhere").exists(), "what is only printed leaves no folder"
 
 
 @pytest.mark.parametrize(

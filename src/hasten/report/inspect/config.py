@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,6 +25,9 @@ class InspectConfig(Config):
         description="what an encoder-decoder is shown to have written; null: it writes its likeliest text",
     )
     format: Literal["html", "text", "json"] = "html"
+    page: Path | None = Field(
+        None, description="where the page goes; null: inspect.html in the output folder"
+    )
     mask: Literal["given", "each"] = Field(
         "given",
         description="encoders: candidates for each [MASK] in the text, or for every token, masked in turn",

@@ -174,7 +174,7 @@ class View {
     const name = document.createElement("bdi"), arrow = document.createElement("i");
     name.textContent = this.text(own, at);
     name.className = "who";
-    arrow.textContent = ` ${at} ${backward ? ARROWS.to : ARROWS.from}`;
+    arrow.textContent = `\u00a0${at}\u00a0${backward ? ARROWS.to : ARROWS.from}`;
     const parts = links.map(([tokens, other, weight]) => {
       const part = document.createElement("span"), text = document.createElement("bdi"), share = document.createElement("i");
       text.textContent = this.text(tokens, other);
@@ -182,7 +182,7 @@ class View {
       part.append(text, share);
       return part;
     });
-    this.line.replaceChildren(name, arrow, ...parts);
+    this.line.replaceChildren(name, arrow, ...parts.flatMap((part) => [" ", part]));
   }
 
   // Lines over the large picture.

@@ -55,7 +55,8 @@ def sizes(look: Look) -> str:
     if view.kind == "cross":
         tokens = f"{len(view.keys)} tokens read, {len(view.queries)} written"
         tokens += " by the model itself" if look.written else ""
-    return f"{len(view.layers)} layers of {view.weights.shape[1]} heads, {tokens}"
+    layers = f"{len(view.layers)} {'layer' if len(view.layers) == 1 else 'layers'}"
+    return f"{layers} of {view.weights.shape[1]} heads, {tokens}"
 
 
 def head_lines(view: View) -> Iterator[str]:

@@ -16,9 +16,9 @@ WORDS: dict[str, Words] = {
     ),
     # attention
     "view": ("Attention of", "注意力："),
-    "decoder": ("decoder, on itself", "解码器自注意力"),
-    "encoder": ("encoder, on itself", "编码器自注意力"),
-    "cross": ("decoder, on the source", "解码器对源文的注意力"),
+    "decoder": ("decoder", "解码器"),
+    "encoder": ("encoder", "编码器"),
+    "cross": ("decoder → source", "解码器 → 源文"),
     "direction": ("A token", "词元"),
     "looks_at": ("looks at", "看向谁"),
     "seen_by": ("is looked at by", "被谁看"),
