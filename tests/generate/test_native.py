@@ -184,9 +184,10 @@ def test_a_row_is_the_same_to_the_bit_alone_and_behind_padding(small_model: Make
         assert torch.equal(alone[0], together[row])
 
 
-def test_the_number_of_threads_changes_no_bit(small_model: Make, monkeypatch):
+@named
+def test_the_number_of_threads_changes_no_bit(small_model: Make, monkeypatch, shape):
     monkeypatch.setattr(native, "THREADED_BYTES", 0)
-    model, before = lively(small_model(**HASTEN)), torch.get_num_threads()
+    model, before = lively(small_model(**shape)), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):

@@ -97,5 +97,6 @@ OPT = Family(
     write_opt,
     opt_sources,
     prefix="model.",
+    leftovers=("decoder.version",),  # of the first files
     copies=lambda config: tied_head(config, "decoder.embed_tokens.weight"),
 )
