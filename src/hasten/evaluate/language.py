@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.core.errors import ConfigError, DataError
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
 CHUNK_TARGETS = 1024  # logits held at once are [CHUNK_TARGETS, V]
@@ -93,7 +93,7 @@ class Window:
 
 
 def score_texts(
-    model: Decoder,
+    model: Transformer,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     windows: Windows,
@@ -154,7 +154,7 @@ def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float | No
 
 
 def score_tokens(
-    model: Decoder,
+    model: Transformer,
     documents: Sequence[np.ndarray],
     windows: Windows,
     *,
@@ -237,7 +237,7 @@ def lay_out(
     return tokens, targets, counted
 
 
-def score_targets(model: Decoder, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def score_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """hidden [N, D], targets [N] -> log-probability float32 [N] and whether it is the most probable [N]."""
     pieces = zip(hidden.split(CHUNK_TARGETS), targets.split(CHUNK_TARGETS), strict=True)
     results = [score_chunk(model.logits(some).float(), wanted) for some, wanted in pieces]
