@@ -12,6 +12,8 @@ from hasten.core.errors import CheckpointError, HastenError
 
 MAX_JSON_BYTES = 64 << 20
 """The largest index of published weights is below 10 MB."""
+MAX_NAME = 1000
+"""Characters of a key."""
 MAX_DIGITS = 20
 """Of a whole number: enough for 64 bits."""
 
@@ -73,6 +75,8 @@ def parse(data: bytes) -> Any:
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A mapping whose keys are there once: of two, readers disagree on which one counts."""
     values = dict(pairs)
+    if any(len(name) > MAX_NAME for name in values):
+        raise NotJsonError(f"a key has more than {MAX_NAME:,} characters")
     if len(values) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for number, name in enumerate(names) if name in names[:number])

@@ -23,7 +23,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.families.base import Family, Fields, Source, combine
 from hasten.model.families.registry import family_named, family_of
 from hasten.model.transformer import Transformer, assemble
-from hasten.model.weights import INDEX, WEIGHTS, present, weights_in
+from hasten.model.weights import INDEX, WEIGHTS, Weights, present, weights_in
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CODE_FIELDS = ("auto_map", "custom_code", "custom_pipelines", "trust_remote_code")
@@ -52,11 +52,25 @@ def load_with_types(
     tensors = weights_in(folder, pickle)
     theirs = Renamed(tensors, family.plain_names(tensors, str(folder)))
     config = read_shape(family, values, folder / CONFIG, theirs)
+    check_room(config, tensors, folder)
     with torch.device("meta"):
         model = assemble(config)
     state, types = translate(theirs, model, family, folder, on_tensor)
     model.load_state_dict(state, assign=True)
     return model, types
+
+
+def check_room(config: ModelConfig, tensors: Weights, folder: Path) -> None:
+    """Refuse a model that the files cannot fill by far, before it is built.
+
+    What is missing by less is told by name when the tensors are looked for.
+    """
+    layers, numbers = config.encoder_layers + config.decoder_layers, tensors.num_numbers
+    if layers > len(tensors) or config.num_parameters > 2 * numbers:
+        raise CheckpointError(
+            f"{folder}: {CONFIG} describes {config.num_parameters:,} parameters in {layers:,} layers, and the"
+            f" files hold {numbers:,} in {len(tensors):,} tensors; take the file that came with the weights"
+        )
 
 
 class Renamed(Mapping[str, Tensor]):

@@ -9,6 +9,7 @@ import pickletools
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             f"{path}: torch {torch.__version__} cannot unpickle safely; install torch 2.6 or later, or take"
             " the safetensors of this model"
         )
-    check_archive(path)
+    sizes = check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of typed storages, which old files name
@@ -48,27 +49,31 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: does not unpickle to tensors ({reason}); take safetensors") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise CheckpointError(f"{path}: holds no mapping of names to tensors; take safetensors")
-    limit = path.stat().st_size
     for name, value in values.items():
-        if problem := strangeness(value, limit):
+        if problem := strangeness(value):
             raise CheckpointError(f"{path}: {name[:80]!r} {problem}; take the safetensors of this model")
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values.values()}
+    if not Counter(held.values()) <= sizes + Counter({0: len(held)}):
+        raise CheckpointError(f"{path}: a tensor claims more numbers than its entry has; fetch it again")
     return dict(values)
 
 
-def strangeness(value: Any, limit: int) -> str | None:
+def strangeness(value: Any) -> str | None:
     """What keeps `value` from being a plain tensor whose numbers are in the file, or None."""
     if type(value) not in (Tensor, torch.nn.Parameter):
         return f"is a {type(value).__name__} and no tensor"
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         return f"is no dense tensor but {value.layout} on {value.device}"
-    storage = value.untyped_storage().nbytes()
-    if value.numel() * value.element_size() > storage or storage > limit:
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         return f"claims {value.numel():,} numbers, more than the file holds of it"
     return None
 
 
-def check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is, and a program that calls what it should not."""
+def check_archive(path: Path) -> Counter[int]:
+    """Refuse an archive that unpacks to more than it is, and a program that calls what it should not.
+
+    Returns the sizes of the entries, each of which holds the numbers of one storage.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -87,6 +92,7 @@ def check_archive(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     check_program(path, program)
+    return Counter(entry.file_size for entry in entries if "/data/" in entry.filename)
 
 
 def check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:

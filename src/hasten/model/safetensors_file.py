@@ -30,7 +30,7 @@ DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
 }  # fmt: skip
-MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMS = 100_000_000, 1 << 18, 16
+MAX_HEADER_BYTES, MAX_TENSORS, MAX_DIMS = 100_000_000, 1 << 17, 16
 MAX_BYTES = 1 << 62
 MAX_ENTRY = 4096
 """Characters of one tensor's entry: three short keys and some numbers."""
@@ -83,6 +83,11 @@ class SafetensorsFile(Mapping[str, Tensor]):
         if not whole:
             raise CheckpointError(f"{self.path}: '{name}' is cut short; the file changed while it was read")
         return as_tensor(data, entry, f"{self.path}: '{name}'")
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers all tensors hold."""
+        return sum(math.prod(entry.shape) for entry in self.entries.values())
 
     def widened(self) -> dict[str, Tensor]:
         """What the tensors are once 16-bit numbers are float32, as tensors that hold nothing."""

@@ -26,6 +26,16 @@ class Weights(Mapping[str, Tensor]):
                     raise CheckpointError(f"{path}: holds '{name}', which another file of the folder has too")
                 self.holder[name] = tensors
 
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers all tensors hold, which nothing is read for."""
+        return sum(
+            tensors.num_numbers
+            if isinstance(tensors, SafetensorsFile)
+            else sum(tensor.numel() for tensor in tensors.values())
+            for tensors in self.files.values()
+        )
+
     def __getitem__(self, name: str) -> Tensor:
         return self.holder[name][name]
 
