@@ -98,8 +98,12 @@ def evaluate(words: Words) -> None:
     from hasten import stages
     from hasten.report.summary import show
 
-    stages.evaluate(recipe)
-    show(recipe.output)
+    scores = stages.evaluate(recipe)
+    if (recipe.output / "metrics.jsonl").is_file():
+        show(recipe.output)
+        return
+    figures = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+    say("\n".join(f"{name:<24}{value:,.6g}" for name, value in figures.items()))  # of a model from elsewhere
 
 
 def generate(words: Words) -> None:
