@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.data.pack_pairs import fitting, pack_pairs
+from hasten.data import pack_pairs as module
+from hasten.data.pack_pairs import fitting, pack_pairs, planned
 
 sizes = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=60)
 
@@ -41,3 +42,18 @@ def test_packing_is_the_same_every_time():
     sources, targets = draw.integers(1, 30, (2, 500))
     one, other = (pack_pairs(sources, targets, (64, 64)) for _ in range(2))
     assert (one.pair == other.pair).all() and (one.bounds == other.bounds).all()
+
+
+def test_a_plan_of_many_pairs_is_made_once_and_again_where_it_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_PAIRS", 100)
+    sources, targets = np.random.default_rng(2).integers(1, 30, (2, 300))
+    expected = pack_pairs(sources, targets, (25, 64))
+    calls = []
+    monkeypatch.setattr(module, "pack_pairs", lambda *given: calls.append(1) or pack_pairs(*given))
+    for number in range(3):
+        rows = planned(sources, targets, (25, 64), tmp_path)
+        assert (rows.pair == expected.pair).all() and (rows.bounds == expected.bounds).all()
+        assert (rows.num_sources, rows.num_targets) == (expected.num_sources, expected.num_targets)
+        if number == 1:
+            next(tmp_path.glob("pairs-25-64-*/pair.npy")).write_bytes(b"x")
+    assert len(calls) == 2

@@ -9,12 +9,20 @@ holds sentences of all lengths, and fill what is left.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
+
+from hasten.core.errors import DataError
+from hasten.core.files import damage, publish
 
 Integers = NDArray[np.int64]
 
+PACKING_VERSION = 1
+KEPT_PAIRS = 1 << 17
+"""A plan of more pairs, which takes some 30 microseconds each, is kept on the disk for the next start."""
 OPEN_ROWS = 256
 """Rows looked at for each pair; beyond so many the fullest is closed."""
 LONG = 4
@@ -50,6 +58,27 @@ def pack_pairs(sources: Integers, targets: Integers, row: tuple[int, int]) -> Pa
     sizes = np.bincount(where, minlength=int(where.max(initial=-1)) + 1)
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     return PairRows(pair[np.argsort(where, kind="stable")], bounds, int(s.sum()), int(t.sum()))
+
+
+def planned(sources: Integers, targets: Integers, row: tuple[int, int], folder: Path) -> PairRows:
+    """`pack_pairs`, of many pairs found again below `folder` if it was made before."""
+    if len(sources) <= KEPT_PAIRS:
+        return pack_pairs(sources, targets, row)
+    lengths = np.ascontiguousarray(np.stack([sources, targets]), "<i8")
+    name = f"pairs-{row[0]}-{row[1]}-{xxhash.xxh64_hexdigest(lengths.data)}-v{PACKING_VERSION}"
+    try:
+        if damage(folder / name):
+            rows = pack_pairs(sources, targets, row)
+            with publish(folder / name) as temporary:
+                np.save(temporary / "pair.npy", rows.pair)
+                np.save(temporary / "bounds.npy", rows.bounds)
+        pair, bounds = (np.load(folder / name / f"{part}.npy") for part in ("pair", "bounds"))
+    except OSError as error:
+        raise DataError(
+            f"{folder / name}: the plan of rows cannot be kept there ({error.strerror});"
+            " make its folder writable or move the prepared data"
+        ) from None
+    return PairRows(pair, bounds, int(sources[pair].sum()), int(targets[pair].sum()))
 
 
 def fitting(sources: Integers, targets: Integers, row: tuple[int, int]) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from hasten.core.errors import DataError
 from hasten.data.corpus import Corpus, Stream
 from hasten.data.examples import Ids, pairs
 from hasten.data.order import Integers, Order, mixed
-from hasten.data.pack_pairs import PairRows, fitting, pack_pairs
+from hasten.data.pack_pairs import PairRows, fitting, planned
 from hasten.data.shards import Shards
 
 
@@ -72,7 +72,7 @@ class PairCorpus(Corpus):
             raise DataError(f"{self.name}: holds no pairs; run `hasten prepare` again")
         sources, targets = shards.lengths[0::2] - 1, shards.lengths[1::2] - 1
         self.check_lengths(name, sources, targets)
-        rows = pack_pairs(sources, targets, (self.source_tokens, self.row_tokens))
+        rows = planned(sources, targets, (self.source_tokens, self.row_tokens), plans)
         kind = np.unique(np.stack([sources, targets]), axis=1, return_inverse=True)[1].reshape(-1)
         return PairStream(name, shards, rows, kind.astype(np.int64))
 
