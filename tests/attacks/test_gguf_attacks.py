@@ -237,6 +237,30 @@ def test_another_alignment_is_kept_to(tmp_path):
     assert file.tensors["b"].begin % 128 == 0
 
 
+OTHER_TYPES = [True, 7, 0.5, "x", "x" * 5000, ["a"], ["a"] * 28, [1], [1] * 28, [0.5] * 28, [True] * 28, []]
+OTHERS = [
+    "general.type", "general.alignment", "split.count", "llama.vocab_size", "llama.rope.freq_base",
+    "llama.rope.dimension_count", "llama.rope.scaling.type", "llama.attention.key_length",
+    "tokenizer.chat_template", f"{K}bos_token_id", f"{K}eot_token_id", f"{K}add_eos_token", f"{K}scores",
+    f"{K}add_space_prefix", f"{K}padding_token_id", "llama." * 900,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*KEYS, *OTHERS], ids=lambda key: key[:40])
+def test_a_key_of_any_other_type_is_refused_or_changes_nothing_that_matters(key, tmp_path):
+    blocks = [block(f"{name}.weight", shape) for name, shape in SHAPES.items()]
+    for kind in ("gpt2", "llama"):
+        for value in OTHER_TYPES:
+            write(tmp_path / "m.gguf", {**KEYS, f"{K}model": kind, key: value}, blocks)
+            try:
+                model, tokenizer, _ = load_gguf(tmp_path / "m.gguf")
+            except CheckpointError as error:
+                assert len(str(error)) < 1500
+                assert "m.gguf" in str(error)
+                continue
+            assert model.config.vocabulary == 28 >= tokenizer.vocab_size
+
+
 NUMBERS = (
     0,
     1,

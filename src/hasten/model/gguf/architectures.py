@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.core.config import parse
+from hasten.core.config import parse, shorten
 from hasten.core.errors import CheckpointError, ConfigError, did_you_mean
 from hasten.model.config import Llama3Rope, ModelConfig
 from hasten.model.gguf.gemma import read_gemma, read_gemma2, read_gemma3, write_gemma, write_gemma3
@@ -99,10 +99,10 @@ ARCHITECTURES = {
 
 def architecture_named(name: Any, where: object) -> Architecture:
     """The architecture that a file names."""
-    if name not in ARCHITECTURES:
-        near = did_you_mean(str(name), ARCHITECTURES)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        near = did_you_mean(shorten(name), ARCHITECTURES)
         raise CheckpointError(
-            f"{where}: hasten cannot hold the architecture {name!r}.{near}"
+            f"{where}: hasten cannot hold the architecture {shorten(name)}.{near}"
             f" It can hold {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name]

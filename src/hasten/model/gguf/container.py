@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from hasten.core.config import shorten
 from hasten.core.errors import CheckpointError
 from hasten.model.gguf.quant import FORMATS, OTHERS, Bytes, Floats, Format, dequantize
 
@@ -150,7 +151,7 @@ class Reader:
         """The next key and its value."""
         self.what = f"key number {index}"
         key = self.string(LONGEST_KEY)
-        self.what = f"the key {key!r}"
+        self.what = f"the key {shorten(key)}"
         if not key:
             self.fail("has no name")
         if key in metadata:
@@ -201,7 +202,7 @@ class Reader:
         value = metadata.get(ALIGNMENT_KEY, ALIGNMENT)
         if type(value) is not int or value < 8 or value & (value - 1):
             self.what = f"the key {ALIGNMENT_KEY!r}"
-            self.fail(f"is {value!r}, not a power of two from 8 on")
+            self.fail(f"is {shorten(value)}, not a power of two from 8 on")
         return value
 
     def read_tensor(self, index: int, promised: dict[str, Promise]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hasten.core.config import shorten
 from hasten.core.console import say
 from hasten.core.errors import CheckpointError
 from hasten.model.config import Llama3Rope, ModelConfig
@@ -59,13 +60,13 @@ def load_gguf(path: Path | str) -> tuple[Decoder, Tokenizer, str | None]:
 def check_general(file: Container) -> None:
     """Refuse what is no whole model."""
     kind, parts = file.metadata.get("general.type", "model"), file.metadata.get("split.count", 1)
-    if kind != "model":
+    if not isinstance(kind, str) or kind != "model":
         raise CheckpointError(
-            f"{file.path}: the key 'general.type' is {kind!r}, and hasten reads models only"
+            f"{file.path}: the key 'general.type' is {shorten(kind)}, and hasten reads models only"
         )
-    if parts != 1:
+    if not isinstance(parts, int) or parts > 1:
         raise CheckpointError(
-            f"{file.path}: is one of {parts} parts; join them first with llama-gguf-split --merge"
+            f"{file.path}: is one of {shorten(parts)} parts; join them first with llama-gguf-split --merge"
         )
     if not file.tensors:
         raise CheckpointError(
@@ -90,7 +91,7 @@ def chat_template(file: Container) -> str | None:
         raise CheckpointError(f"{file.path}: the key '{TEMPLATE}' should be a text")
     more = sorted(key for key in file.metadata if key.startswith(f"{TEMPLATE}."))
     if more:
-        say(f"{file.path}: of its chat templates the default is taken, not {', '.join(more)}")
+        say(f"{file.path}: of its chat templates the default is taken, not {shorten(more)}")
     return template
 
 

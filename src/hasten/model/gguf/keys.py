@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from hasten.core.config import shorten
 from hasten.core.errors import CheckpointError
 from hasten.model.gguf.quant import Floats
 
@@ -71,14 +72,14 @@ class Keys:
     def expect(self, name: str, value: Any) -> None:
         """A key that says once more what is known already; it may be absent."""
         found = self.values.pop(name, value)
-        if found != value:
-            self.fail(name, f"is {found!r}, and the rest of the file says {value!r}")
+        if type(found) is not type(value) or found != value:
+            self.fail(name, f"is {shorten(found)}, and the rest of the file says {value!r}")
 
     def choose(self, name: str, choices: Mapping[str, Any], default: str) -> Any:
         """A word, translated by `choices`."""
         value = self.take(name, str, default)
         if value not in choices:
-            self.fail(name, f"is {value!r}, and hasten can hold {', '.join(map(repr, choices))}")
+            self.fail(name, f"is {shorten(value)}, and hasten can hold {', '.join(map(repr, choices))}")
         return choices[value]
 
     def has(self, tensor: str) -> bool:
@@ -102,6 +103,6 @@ class Keys:
         """Refuse what nobody has read: it could change the model."""
         for name, value in self.values.items():
             self.fail(
-                name,
-                f"({value!r}) is unknown to hasten, which leaves none out: take a file without it",
+                name[:100],
+                f"({shorten(value)}) is unknown to hasten, which leaves none out: take a file without it",
             )

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from hasten.core.config import shorten
 from hasten.core.errors import CheckpointError, DataError
 from hasten.model.gguf.pieces import describe_pieces, surroundings
 from hasten.model.gguf.splits import ALIASES, SPLITS, Described, cutter
@@ -80,10 +81,10 @@ class Vocabulary:
         """The tokenizer, whose ids are the file's."""
         for name, value in self.values.items():
             if name not in KNOWN and not (name in HARMLESS_IF_FALSE and value is False):
-                self.fail(name, "is unknown to hasten, which leaves none out: take a file without it")
+                self.fail(name[:100], "is unknown to hasten, which leaves none out: take a file without it")
         kind = self.take("model", str, None)
         if kind not in (BYTEWISE, PIECES):
-            self.fail("model", f"is {kind!r}, and hasten can hold {BYTEWISE!r} and {PIECES!r}")
+            self.fail("model", f"is {shorten(kind)}, and hasten can hold {BYTEWISE!r} and {PIECES!r}")
         tokens, types = self.tokens()
         described = self.bytewise(tokens) if kind == BYTEWISE else self.by_scores(tokens, types)
         roles = self.roles(tokens, PIECE_ROLES if kind == PIECES else {})
@@ -130,7 +131,9 @@ class Vocabulary:
         name = ALIASES.get(pre or "", pre)
         if name not in SPLITS:
             known = ", ".join([*SPLITS, *ALIASES])
-            self.fail("pre", f"is {pre!r}, a way to cut text that hasten does not know; it knows {known}")
+            self.fail(
+                "pre", f"is {shorten(pre)}, a way to cut text that hasten does not know; it knows {known}"
+            )
         merges = [self.merge(line) for line in self.strings("merges")]
         return {
             "normalizer": None,
@@ -159,7 +162,7 @@ class Vocabulary:
         """Two pieces with a space between; the first may begin with one."""
         at = line.find(" ", 1)
         if at < 0 or at == len(line) - 1:
-            self.fail("merges", f"has {line!r}, and should have two pieces with a space between")
+            self.fail("merges", f"has {shorten(line)}, and should have two pieces with a space between")
         return [line[:at], line[at + 1 :]]
 
     def by_scores(self, tokens: Sequence[str], types: Sequence[int]) -> Described:
@@ -199,7 +202,8 @@ class Vocabulary:
 
     def borders(self, tokens: Sequence[str], roles: Mapping[str, str], kind: str) -> Described | None:
         """The `post_processor` that puts a token before a text, or after it, where the file wants that."""
-        pre = ALIASES.get(self.values.get("pre", ""), self.values.get("pre"))
+        pre = self.take("pre", str, "")
+        pre = ALIASES.get(pre, pre)
         usual = kind == PIECES or (pre in SPLITS and SPLITS[pre].begins)
         begins, ends = self.take("add_bos_token", bool, usual), self.take("add_eos_token", bool, False)
         before = [roles["bos_token"]] if begins and "bos_token" in roles else []
