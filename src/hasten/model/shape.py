@@ -146,7 +146,7 @@ class Shape(Config):
         default_factory=lambda given: given["dropout"],
         ge=0,
         lt=1,
-        description="of attention's probabilities, by default as `dropout`; above 0 keeps fast kernels out",
+        description="of attention's probabilities, by default as `dropout`; above 0 is slower on GPUs",
     )
     init_std: PositiveFloat | None = Field(None, description="of the matrices; null: 1 / sqrt(inputs)")
     zero_init_outputs: bool = Field(False, description="every layer begins as the identity")
