@@ -17,7 +17,8 @@ from safetensors.torch import save
 
 from hasten.core.errors import CheckpointError, HastenError
 from hasten.core.foreign import NotJsonError
-from hasten.model.safetensors_file import MAX_TENSORS, SafetensorsFile, parse_header
+from hasten.model import safetensors_file
+from hasten.model.safetensors_file import SafetensorsFile, parse_header
 from hasten.model.weights import weights_in
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float64)
@@ -206,10 +207,12 @@ def test_no_more_memory_is_taken_than_a_few_times_the_file(name, tmp_path):
     assert peak < 20 * len(content) + 200_000
 
 
-def test_the_number_of_tensors_is_bounded():
+def test_the_number_of_tensors_is_bounded(monkeypatch):
+    monkeypatch.setattr(safetensors_file, "MAX_TENSORS", 100)
     entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
-    with pytest.raises(NotJsonError, match=f"more than {MAX_TENSORS:,} tensors"):
-        parse_header("{" + ",".join(entry % i for i in range(MAX_TENSORS + 2)) + "}")
+    parse_header("{" + ",".join(entry % i for i in range(100)) + "}")
+    with pytest.raises(NotJsonError, match="more than 100 tensors"):
+        parse_header("{" + ",".join(entry % i for i in range(101)) + "}")
 
 
 def test_reading_takes_the_memory_of_the_tensor_that_is_read(tmp_path):
@@ -248,7 +251,7 @@ def test_a_damaged_index_gives_all_tensors_or_a_refusal(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     whole = index.read_bytes()
     assert weights_in(tmp_path).keys() == expected.keys()
-    for content in mutations(whole, 2500, 3):
+    for content in mutations(whole, 1500, 3):
         index.write_bytes(content)
         try:
             found = weights_in(tmp_path)
