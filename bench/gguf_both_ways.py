@@ -9,7 +9,8 @@ hasten.  Import: SmolLM2-135M-Instruct as Q4_1 and Q8_0 (in the package llm-smol
 answers a question through its chat template, and its scores are held against those of both.
 
 hasten computes in float32; llama.cpp rounds activations to what the weights are stored in, so scores differ
-in the third digit in F16 and tokens can part at a near tie: the number of equal ones is in the result.
+in the third digit in F16 and tokens can part at a near tie: the number of equal ones is in the result, and by
+how much hasten preferred its own where they part.
 """
 
 import argparse
@@ -127,20 +128,33 @@ def bytewise() -> Tokenizer:
     return Tokenizer(inner)
 
 
-def random_case() -> Case:
-    """A Llama that nobody trained, with more rows than tokens."""
+def small_case(trained: bool) -> Case:
+    """A small Llama with more rows than tokens: as it begins, or after learning one text by heart."""
     shape = {
-        "dim": 96,
-        "num_layers": 3,
-        "num_heads": 6,
+        "dim": 64,
+        "num_layers": 2,
+        "num_heads": 4,
         "num_kv_heads": 2,
         "ffn_dim": 160,
         "max_positions": 256,
     }
-    config = ModelConfig.model_validate({**shape, "vocab_size": 384, "activation": "swiglu", "init_std": 0.3})
-    tokenizer = bytewise()
-    prompt = [tokenizer.bos_id, *tokenizer.encode(TEXT)]
-    return Case("random, byte-level vocabulary", build(config, seed=0).eval(), tokenizer, None, prompt)
+    config = ModelConfig.model_validate({**shape, "vocab_size": 384, "activation": "swiglu", "init_std": 0.1})
+    model, tokenizer = build(config, seed=0), bytewise()
+    ids = [tokenizer.bos_id, *tokenizer.encode(TEXT)]
+    if trained:
+        learn(model, torch.tensor(ids))
+    name = f"{'trained' if trained else 'random'}, byte-level vocabulary"
+    return Case(name, model.eval(), tokenizer, None, ids[:12] if trained else ids)
+
+
+def learn(model: Decoder, ids: torch.Tensor) -> None:
+    """150 steps of Adam on one text."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(model.logits(model(ids[None, :-1]))[0], ids[1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def stories_case() -> Case:
@@ -170,9 +184,8 @@ def export(case: Case, dtype: Any, peer: LlamaCpp | None, folder: Path) -> dict[
     result["read_seconds"] = time.perf_counter() - began
     result["template_kept"] = template == case.template
     result["text_as_tokens_kept"] = tokenizer.encode(TEXT) == case.tokenizer.encode(TEXT)
-    result["largest_change_of_a_score"] = apart(
-        scores_after(again, case.prompt), scores_after(case.model, case.prompt)
-    )
+    before, after = scores_after(case.model, case.prompt), scores_after(again, case.prompt)
+    result["rounding"] = compared(after, before)
     if peer is not None:
         result["llama.cpp"] = held_against(case, again, peer.open(path, [TEXT], case.prompt, NEW_TOKENS))
     path.unlink()
@@ -185,15 +198,26 @@ def held_against(case: Case, again: Decoder, told: dict[str, Any]) -> dict[str, 
         return told
     ours = greedy(case.model, case.tokenizer, case.prompt, NEW_TOKENS)
     scores, theirs = scores_after(again, case.prompt), torch.tensor(told["logits"])
+    equal = equal_first(ours, told["greedy"])
+    gap = 0.0
+    if equal < NEW_TOKENS:
+        last = scores_after(case.model, case.prompt + ours[:equal])
+        gap = float(last[ours[equal]] - last[told["greedy"][equal]])
     return {
         "text_as_tokens_equal": told["bare"][0] == case.tokenizer.encode(TEXT),
-        "equal_greedy_tokens": equal_first(ours, told["greedy"]),
+        "equal_greedy_tokens": equal,
         "of": NEW_TOKENS,
-        "equal_greedy_tokens_of_the_file": equal_first(
-            greedy(again, case.tokenizer, case.prompt, NEW_TOKENS), told["greedy"]
-        ),
-        "largest_difference_of_a_score": apart(theirs, scores),
-        "spread_of_scores": float(scores.std()),
+        "gap_where_they_part": gap,
+        **compared(theirs, scores),
+    }
+
+
+def compared(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+    """How far two sets of scores are apart, and what that means."""
+    return {
+        "largest_difference_of_a_score": apart(one, other),
+        "spread_of_scores": float(other.std()),
+        "divergence_in_nats": divergence(other, one),
     }
 
 
@@ -203,8 +227,14 @@ def equal_first(one: list[int], other: list[int]) -> int:
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference."""
-    return float((one - other).abs().max())
+    """The largest difference, without what all scores have in common: it changes no probability."""
+    return float(((one - one.mean()) - (other - other.mean())).abs().max())
+
+
+def divergence(one: torch.Tensor, other: torch.Tensor) -> float:
+    """KL divergence of the next token's probabilities, in nats."""
+    logs = one.double().log_softmax(-1), other.double().log_softmax(-1)
+    return float((logs[0].exp() * (logs[0] - logs[1])).sum())
 
 
 def read_smollm2(path: Path, peer: LlamaCpp | None, python: Path) -> dict[str, Any]:
@@ -236,8 +266,7 @@ def read_smollm2(path: Path, peer: LlamaCpp | None, python: Path) -> dict[str, A
             told = json.loads(said.stdout.strip().rpartition("\n")[2])
             result["transformers"] = {
                 "parameters": told["parameters"],
-                "largest_difference_of_a_score": apart(torch.tensor(told["logits"]), scores),
-                "spread_of_scores": float(scores.std()),
+                **compared(torch.tensor(told["logits"]), scores),
             }
     return result
 
@@ -273,6 +302,18 @@ def refused() -> dict[str, str]:
     return {}
 
 
+def table(result: dict[str, Any]) -> str:
+    """The lines of docs/gguf.md: how a written file fares in llama.cpp."""
+    lines = []
+    for row in result["export"]:
+        told = row["llama.cpp"]
+        figures = [row["model"], row["dtype"], "=" if told["text_as_tokens_equal"] else "≠"]
+        figures += [str(told["equal_greedy_tokens"]), f"{told['gap_where_they_part']:.1g}"]
+        figures += [f"{told[name]:.1g}" for name in ("largest_difference_of_a_score", "divergence_in_nats")]
+        lines.append(f"| {' | '.join(figures)} |\n")
+    return "".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, print, save."""
     parser = argparse.ArgumentParser(
@@ -286,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peer = LlamaCpp(options.peers) if options.peers.exists() else None
     if peer is None:
         missing["llama.cpp"] = f"{options.peers} is not there; run make bench-peers"
-    cases = [random_case()]
+    cases = [small_case(trained=False), small_case(trained=True)]
     if STORIES.exists():
         cases.append(stories_case())
     else:

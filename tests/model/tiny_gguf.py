@@ -35,6 +35,7 @@ LLAMA3 = {"kind": "llama3", "factor": 8.0, "original_positions": 64}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama tied, one key head": ("llama", {"tied": True, "num_kv_heads": 1}),
+    "llama, long": ("llama", {"max_positions": 512}),
     "llama wide heads": ("llama", {"head_dim": 16}),
     "llama other theta and eps": ("llama", {"rope_theta": 500.0, "norm_eps": 1e-3}),
     "llama linear rope": ("llama", {"rope_scaling": {"kind": "linear", "factor": 4.0}}),
