@@ -51,6 +51,7 @@ bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to 
 	$(BIN)/python bench/generate.py --save bench/results/generate.json
 	$(BIN)/python bench/prepare_memory.py --save bench/results/prepare-memory.json
 	$(BIN)/python bench/demo.py --save bench/results/demo.json
+	test -z "$$HASTEN_MODELS" || $(BIN)/python bench/gguf_both_ways.py --save bench/results/gguf.json
 	$(BIN)/python bench/readme.py
 	$(BIN)/python bench/benchmarks.py
 
