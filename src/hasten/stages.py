@@ -15,6 +15,7 @@ from hasten.core.files import write_json, write_text
 from hasten.core.runtime import choose_device, environment, start
 from hasten.data.prepare import RECORD, Prepared
 from hasten.evaluate.run import evaluate as score
+from hasten.evaluate.run import evaluate_masked as score_masked
 from hasten.generate.completion import Completion
 from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
@@ -136,9 +137,11 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     """Score the model on held-out text; the figures go to evaluation.json."""
     model, tokenizer, folder = loaded(recipe)
     recipe.output.mkdir(parents=True, exist_ok=True)
-    documents = list(recipe.prepared().texts(recipe.evaluate.split))
-    path = recipe.output / "evaluation.json"
-    return score(model, tokenizer, documents, recipe.evaluate, path=path, checkpoint=str(folder))
+    prepared, config = recipe.prepared(), recipe.evaluate
+    record: dict[str, Any] = {"path": recipe.output / "evaluation.json", "checkpoint": str(folder)}
+    if model.config.kind == "encoder":
+        return score_masked(model, tokenizer, prepared, recipe.text, config, **record)
+    return score(model, tokenizer, list(prepared.texts(config.split)), config, **record)
 
 
 def generate(recipe: Recipe, on_text: OnText | None = None) -> list[Completion]:

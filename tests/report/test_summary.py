@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from hasten.core.errors import DataError
-from hasten.report.summary import show, summary, table
+from hasten.core.files import write_json
+from hasten.report.page import write_page
+from hasten.report.summary import show, summary, table, write_summary
 
 
 def lines(folder, kind):
@@ -71,3 +73,38 @@ def test_brackets_in_a_name_are_no_markup(make_run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds no metrics.jsonl"):
         summary(tmp_path)
+
+
+MASKED = {
+    "split": "test",
+    "accuracy": 0.52,
+    "stderr": 0.004,
+    "loss": 2.5,
+    "perplexity": 12.2,
+    "tokens": 30_000,
+    "share": 0.15,
+    "baselines": {"unigram": 0.08, "bigram": 0.24, "both_neighbours": 0.36},
+}
+
+
+def test_an_encoders_accuracy_stands_beside_the_guesses(make_run):
+    folder = make_run(evaluated=False)
+    write_json(folder / "evaluation.json", {"masked": MASKED})
+    figures = summary(folder)
+    assert (figures["masked_accuracy"], figures["loss"], figures["perplexity"]) == (0.52, 2.5, 12.2)
+    assert figures["unigram_accuracy"] == 0.08 and figures["both_neighbours_accuracy"] == 0.36
+    assert "accuracy" not in figures
+    write_summary(folder, folder / "report.html")
+    published = json.loads((folder / "summary.json").read_text())
+    assert published["masked_accuracy"] == 0.52 and published["bigram_accuracy"] == 0.24
+    page = write_page([folder]).read_text()
+    for said in (
+        "52.0%",
+        "36.0%",
+        "24.0%",
+        "8.0%",
+        "Guess from both neighbours",
+        "按左右邻词元猜测",
+        "掩盖：",
+    ):
+        assert said in page

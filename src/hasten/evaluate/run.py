@@ -13,14 +13,18 @@ from hasten.core.config import Config
 from hasten.core.console import Progress, say
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json
+from hasten.data.config import DataConfig
+from hasten.data.masked import MaskedCorpus
+from hasten.data.prepare import Prepared
 from hasten.data.source import Document
 from hasten.evaluate.baselines import baselines
 from hasten.evaluate.code import FunctionPrompt, Snippet, function_prompts, parse_rate, parses
 from hasten.evaluate.language import TokenScores, Windows, score_texts, summarise
+from hasten.evaluate.masked import score_masked
 from hasten.evaluate.sample import sample
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import check_vocabulary, generate
-from hasten.model.transformer import Decoder
+from hasten.model.transformer import Decoder, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.engine import choose_precision
 
@@ -55,6 +59,9 @@ class EvaluateConfig(Config):
     max_bytes: Positive | None = Field(
         None,
         description="a sample of documents that is at least this long, drawn by `seed`; null: all of them",
+    )
+    masked_share: float = Field(
+        0.15, gt=0, lt=1, description="of an encoder's held-out tokens that are hidden, whatever training hid"
     )
     baselines: bool = Field(True, description="compress the same documents with LZMA")
     code: CodeConfig | None = None
@@ -101,6 +108,56 @@ def evaluate(
         **({"code": code(model, tokenizer, chosen, config.code, config.seed)} if config.code else {}),
         "checkpoint": checkpoint,
         "documents_available": len(documents),
+        "settings": config.model_dump(mode="json"),
+        "tokenizer": tokenizer.fingerprint,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if path is not None:
+        write_json(path, result)
+    return result
+
+
+def evaluate_masked(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prepared: Prepared,
+    data: DataConfig,
+    config: EvaluateConfig,
+    *,
+    path: Path | None = None,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """`evaluate` for an encoder: the result holds "masked", a `MaskedScore` on the rows of `config.split`.
+
+    Rows are as long as in training, and words are whole where they were.  Raises ConfigError where the model
+    spells text in another way than the prepared data.
+    """
+    began = time.monotonic()
+    check_vocabulary(model, tokenizer)
+    if Tokenizer.load(prepared.tokenizer).fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"the model's tokenizer is not that of {prepared.folder}; write data.tokenizer="
+            f"{checkpoint or 'the folder of the model'}"
+        )
+    if config.split not in prepared.splits:
+        raise DataError(f"there is no {config.split} split to evaluate on; give it a share in data.split")
+    masking = data.masking.model_copy(update={"share": config.masked_share, "as_mask": 1.0, "as_random": 0.0})
+    row_tokens = min(data.row_tokens, model.config.max_positions)
+    corpus = MaskedCorpus(
+        prepared.folder, config.split, row_tokens, config.seed, tokenizer=tokenizer, masking=masking
+    )
+    share = min((config.max_bytes or corpus.num_bytes) / max(corpus.num_bytes, 1), 1)
+    score = score_masked(
+        model,
+        tokenizer,
+        corpus,
+        prepared.shards("train"),
+        bf16=choose_precision(config.precision, next(model.parameters()).device) == "bf16",
+        rows=max(round(share * corpus.num_rows), 1),
+    )
+    result = {
+        "masked": {"split": config.split, **asdict(score)},
+        "checkpoint": checkpoint,
         "settings": config.model_dump(mode="json"),
         "tokenizer": tokenizer.fingerprint,
         "seconds": round(time.monotonic() - began, 2),

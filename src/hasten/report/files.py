@@ -68,6 +68,19 @@ class CodeScore(ParseRate):
     authors: ParseRate | None = None
 
 
+class MaskedScore(Record):
+    """How well an encoder found hidden tokens, beside guesses from counts (`evaluate/masked.py`)."""
+
+    split: str
+    accuracy: float
+    stderr: float | None = None
+    loss: float
+    perplexity: float
+    tokens: int
+    share: float
+    baselines: dict[str, float] = {}
+
+
 class Evaluation(Record):
     """evaluation.json."""
 
@@ -76,6 +89,7 @@ class Evaluation(Record):
     sources: dict[str, Score] = {}
     baselines: dict[str, Baseline] = {}
     code: CodeScore | None = None
+    masked: MaskedScore | None = None
     checkpoint: str | None = None
     documents_available: int | None = None
 

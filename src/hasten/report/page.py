@@ -56,7 +56,12 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
     drawn = charts(runs)
     folder = resources.files("hasten.report")
     environment = page_environment("hasten.report", WORDS)
-    environment.globals |= {"colours": COLOURS, "troubled": troubled, "time_bars": time_bars}
+    environment.globals |= {
+        "colours": COLOURS,
+        "troubled": troubled,
+        "time_bars": time_bars,
+        "masked_bars": masked_bars,
+    }
     return render_page(
         environment,
         "page.html",
@@ -135,6 +140,20 @@ def bars(runs: Sequence[RunFiles]) -> list[Bar]:
         ]
     widest = max((value for _, value, _ in found), default=0.0)
     return [Bar(name, value, value / widest if widest > 0 else 0.0, series) for name, value, series in found]
+
+
+def masked_bars(run: RunFiles, series: int) -> list[Bar]:
+    """Shares of hidden tokens found: the model's, then those of guesses, the best first."""
+    masked = run.evaluation.masked if run.evaluation else None
+    if masked is None:
+        return []
+    guesses = sorted(masked.baselines.items(), key=lambda item: -item[1])
+    named = [(translate(name) if name in WORDS else name, share) for name, share in guesses]
+    widest = max(masked.accuracy, *masked.baselines.values(), 1e-9)
+    return [
+        Bar(run.name, masked.accuracy, masked.accuracy / widest, series),
+        *(Bar(name, share, share / widest, None) for name, share in named),
+    ]
 
 
 def time_bars(times: Mapping[str, float]) -> list[Bar]:

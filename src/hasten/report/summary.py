@@ -35,6 +35,10 @@ ROWS: tuple[tuple[str, str, Formatter], ...] = (
     ("lzma_each", "lzma_each", lambda bits: f"{bits:.4f}"),
     ("perplexity", "perplexity", significant),
     ("accuracy", "accuracy", percent),
+    ("masked_accuracy", "masked_accuracy", percent),
+    ("unigram_accuracy", "unigram", percent),
+    ("bigram_accuracy", "bigram", percent),
+    ("both_neighbours_accuracy", "both_neighbours", percent),
     ("parse_rate", "parse_rate", percent),
 )
 """A figure's name, the key of its words, and how it is written."""
@@ -85,14 +89,17 @@ def evaluated(run: RunFiles) -> dict[str, Any]:
     evaluation = run.evaluation
     if evaluation is None:
         return {}
-    score, code = evaluation.score, evaluation.code
+    score, code, masked = evaluation.score, evaluation.code, evaluation.masked
+    predicted = score or masked  # both have a loss
     compressed = {name: baseline.bits_per_byte for name, baseline in evaluation.baselines.items()}
     return {
-        "loss": score.loss if score else None,
+        "loss": predicted.loss if predicted else None,
         "bits_per_byte": score.bits_per_byte if score else None,
         "stderr": score.stderr if score else None,
-        "perplexity": score.perplexity if score else None,
+        "perplexity": predicted.perplexity if predicted else None,
         "accuracy": score.accuracy if score else None,
+        "masked_accuracy": masked.accuracy if masked else None,
+        **{f"{name}_accuracy": share for name, share in (masked.baselines if masked else {}).items()},
         "parse_rate": code.rate if code else None,
         "lzma_stream": compressed.get("lzma_stream"),
         "lzma_each": compressed.get("lzma_each"),
@@ -107,6 +114,10 @@ PUBLISHED = {
     "test_loss": "loss",
     "test_bits_per_byte": "bits_per_byte",
     "test_accuracy": "accuracy",
+    "masked_accuracy": "masked_accuracy",
+    "unigram_accuracy": "unigram_accuracy",
+    "bigram_accuracy": "bigram_accuracy",
+    "both_neighbours_accuracy": "both_neighbours_accuracy",
     "parse_rate": "parse_rate",
     "lzma_bits_per_byte": "lzma_each",
     "lzma_stream_bits_per_byte": "lzma_stream",

@@ -16,6 +16,16 @@ WORDS: dict[str, Words] = {
     "bits_per_byte": ("Bits per byte", "每字节比特数"),
     "accuracy": ("Next-token accuracy", "下一词元准确率"),
     "perplexity": ("Perplexity", "困惑度"),
+    "masked_accuracy": ("Hidden tokens found", "掩码词元准确率"),
+    "unigram": ("Commonest token", "最常见词元"),
+    "bigram": ("Guess from the left neighbour", "按左邻词元猜测"),
+    "both_neighbours": ("Guess from both neighbours", "按左右邻词元猜测"),
+    "masked_intro": (
+        "Share of hidden tokens that are found; longer is better. Guesses are the commonest token of the"
+        " training text between the true neighbours, which the model may not see.",
+        "被掩盖词元的命中率，越长越好。猜测取训练文本中在真实邻词元之间最常见的词元，而模型未必看得到这些邻词元。",
+    ),
+    "hidden": ("hidden:", "掩盖："),
     "validation_loss": ("Validation loss", "验证损失"),
     "best_validation_loss": ("Best validation loss", "最佳验证损失"),
     "train_loss": ("Training loss", "训练损失"),
