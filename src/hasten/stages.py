@@ -2,24 +2,29 @@
 
 import json
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 from hasten.core import config
 from hasten.core.console import say
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json, write_text
 from hasten.core.runtime import choose_device, environment, start
 from hasten.data.prepare import RECORD, Prepared
 from hasten.evaluate.run import evaluate as score
 from hasten.evaluate.run import evaluate_masked as score_masked
+from hasten.evaluate.run import evaluate_pairs as score_pairs
 from hasten.generate.completion import Completion
 from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
-from hasten.model.transformer import build
+from hasten.generate.translate import CHUNK_LINES
+from hasten.generate.translate import translate as translate_lines
+from hasten.model.transformer import Seq2Seq, build
 from hasten.recipe import Recipe
 from hasten.report.inspect.config import InspectConfig
 from hasten.report.inspect.look import look
@@ -141,6 +146,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     record: dict[str, Any] = {"path": recipe.output / "evaluation.json", "checkpoint": str(folder)}
     if model.config.kind == "encoder":
         return score_masked(model, tokenizer, prepared, recipe.text, config, **record)
+    if isinstance(model, Seq2Seq):
+        return score_pairs(model, tokenizer, prepared, config, **record)
     return score(model, tokenizer, list(prepared.texts(config.split)), config, **record)
 
 
@@ -150,6 +157,8 @@ def generate(recipe: Recipe, on_text: OnText | None = None) -> list[Completion]:
     prompts = recipe.generate.all_prompts()
     if not prompts:
         raise ConfigError("generate.prompts is empty; write generate.prompts='[\"Once upon a time\"]'")
+    if on_text is not None and isinstance(model, Seq2Seq):
+        on_text(0, "\n")  # a translation begins on a line of its own
     completions = continue_prompts(model, tokenizer, prompts, recipe.generate, on_text)
     recipe.output.mkdir(parents=True, exist_ok=True)
     samples = [{**asdict(completion), "checkpoint": str(folder)} for completion in completions]
@@ -167,7 +176,8 @@ def show_completions(recipe: Recipe) -> None:
         print()
     for completion in completions:
         if not single:
-            say(f"{completion.prompt}{completion.text}\n{'─' * 40}")
+            between = "\n" if completion.from_source else ""
+            say(f"{completion.prompt}{between}{completion.text}\n{'─' * 40}")
         if remark := completion.remark:
             say(f"({remark})")
 
@@ -175,6 +185,46 @@ def show_completions(recipe: Recipe) -> None:
 def show_piece(_index: int, piece: str) -> None:
     """Show a piece of the text at once."""
     print(piece, end="", flush=True)
+
+
+def translate(recipe: Recipe, source: Path | None, target: Path | None) -> None:
+    """Translate the lines of a file, or of standard input, to a file or to standard output."""
+    model, tokenizer, _ = loaded(recipe)
+    one_by_one = source is None and sys.stdin.isatty()
+    with opened(source, "r", sys.stdin) as lines, opened(target, "w", sys.stdout) as out:
+
+        def write(line: str) -> None:
+            out.write(line)
+            if one_by_one:
+                out.flush()
+
+        work = translate_lines(
+            model,
+            tokenizer,
+            lines,
+            recipe.generate,
+            write,
+            chunk_lines=1 if one_by_one else CHUNK_LINES,
+            # Beside the translations nothing else may go to standard output.
+            progress=lambda work: print(work, file=sys.stderr, flush=True),
+        )
+    if not work.lines:
+        raise DataError(f"{source or 'standard input'}: holds no line to translate")
+
+
+@contextmanager
+def opened(path: Path | None, mode: Literal["r", "w"], standard: TextIO) -> Iterator[TextIO]:
+    """A file of lines of UTF-8, or the standard stream where there is no path."""
+    if path is None:
+        yield standard
+        return
+    try:
+        with path.open(mode, encoding="utf-8", newline="\n") as file:
+            yield file
+    except (OSError, UnicodeDecodeError) as error:
+        what = "read as UTF-8 text" if mode == "r" else "written"
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be {what} ({reason}); name another file") from None
 
 
 def talk(recipe: Recipe) -> None:

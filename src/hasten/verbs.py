@@ -120,6 +120,27 @@ def generate(words: Words) -> None:
     stages.show_completions(recipe)
 
 
+def translate(words: Words) -> None:
+    """hasten translate RECIPE|RUN|MODEL [INPUT [OUTPUT]] [key=value ...]
+
+    Translates line by line with a model that reads a source: from a file or standard input to a
+    file or standard output.  Line n of the output belongs to line n of the input.
+
+    hasten translate runs/translate-en-de talk.en talk.de
+    echo "A dog runs." | hasten translate runs/translate-en-de generate.beams=8
+    """
+    files = [Path(word) for word in words[1:] if "=" not in word]
+    if len(files) > 2:
+        raise ConfigError(
+            f"hasten translate takes one input and one output, got {', '.join(map(str, files))}"
+        )
+    recipe = recipe_of([*words[:1], *(word for word in words[1:] if "=" in word)], "translate")
+    from hasten import stages
+
+    source, target = [*files, None, None][:2]
+    stages.translate(recipe, source, target)
+
+
 def chat(words: Words) -> None:
     """hasten chat RECIPE|RUN|MODEL [key=value ...]
 

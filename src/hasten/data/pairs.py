@@ -11,6 +11,7 @@ from hasten.data.clean import mended
 from hasten.data.config import PairsConfig
 from hasten.data.formats import BETWEEN
 from hasten.data.ngrams import Words, words
+from hasten.data.source import Document
 
 EMPTY_SIDE = "empty side"
 TOO_LONG, UNEVEN = "too many words", "uneven lengths"
@@ -29,6 +30,11 @@ class Pair:
 def join(source: str, target: str) -> str:
     """One text of two sides."""
     return f"{source}{BETWEEN}{target}"
+
+
+def pair_of(document: Document) -> Pair:
+    """The pair in a prepared document."""
+    return Pair(document.id, *sides(document.text), document.source)
 
 
 def sides(text: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from hasten.data.encode import TEXTS_SUFFIX, Counts, Cut, Encoder
 from hasten.data.formats import BETWEEN
 from hasten.data.identity import input_fingerprint, only_one
 from hasten.data.judge import Judgement
-from hasten.data.pairs import Pair, sides
+from hasten.data.pairs import Pair, pair_of
 from hasten.data.shards import Shards, open_split
 from hasten.data.source import Document, documents, left_out, text_bytes
 from hasten.data.split import SPLITS, Split, by_document
@@ -98,7 +98,7 @@ class Prepared:
     def pairs(self, split: Split) -> Iterator[Pair]:
         """The pairs of `validation` or `test`, as texts."""
         for document in self.texts(split):
-            yield Pair(document.id, *sides(document.text), document.source)
+            yield pair_of(document)
 
     def show(self) -> None:
         """Print what there is."""

@@ -15,6 +15,7 @@ from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json
 from hasten.data.config import DataConfig
 from hasten.data.masked import MaskedCorpus
+from hasten.data.pairs import pair_of
 from hasten.data.prepare import Prepared
 from hasten.data.source import Document
 from hasten.evaluate.baselines import baselines
@@ -22,9 +23,15 @@ from hasten.evaluate.code import FunctionPrompt, Snippet, function_prompts, pars
 from hasten.evaluate.language import TokenScores, Windows, score_texts, summarise
 from hasten.evaluate.masked import score_masked
 from hasten.evaluate.sample import sample
+from hasten.evaluate.translation import (
+    TranslationConfig,
+    as_record,
+    score_references,
+    score_translations,
+)
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import check_vocabulary, generate
-from hasten.model.transformer import Decoder, Transformer
+from hasten.model.transformer import Decoder, Seq2Seq, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.engine import choose_precision
 
@@ -65,6 +72,10 @@ class EvaluateConfig(Config):
     )
     baselines: bool = Field(True, description="compress the same documents with LZMA")
     code: CodeConfig | None = None
+    translation: TranslationConfig | None = Field(
+        TranslationConfig(),
+        description="of models that read a source; null: how they predict references only",
+    )
     seed: int = 0
 
     def windows(self, model: Decoder) -> Windows:
@@ -158,6 +169,48 @@ def evaluate_masked(
     result = {
         "masked": {"split": config.split, **asdict(score)},
         "checkpoint": checkpoint,
+        "settings": config.model_dump(mode="json"),
+        "tokenizer": tokenizer.fingerprint,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if path is not None:
+        write_json(path, result)
+    return result
+
+
+def evaluate_pairs(
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    prepared: Prepared,
+    config: EvaluateConfig,
+    *,
+    path: Path | None = None,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """`evaluate` for a model that reads a source, on the pairs of `config.split`.
+
+    The result holds `{split: LanguageScore}` of the references, each after its source, and "translation", a
+    `TranslationScore`.
+    """
+    began = time.monotonic()
+    check_vocabulary(model, tokenizer)
+    documents = list(prepared.texts(config.split)) if config.split in prepared.splits else []
+    if not documents:
+        raise DataError(
+            f"there is no pair in the {config.split} split to evaluate on; give it a share in data.split, or"
+            " sources of its own in data.split.test_sources"
+        )
+    pairs = [pair_of(document) for document in sample(documents, config.max_bytes, config.seed)]
+    bf16 = choose_precision(config.precision, next(model.parameters()).device) == "bf16"
+    references = score_references(model, tokenizer, pairs, config.batch_tokens, bf16=bf16)
+    asked = config.translation
+    written = None if asked is None else score_translations(model, tokenizer, pairs, asked)
+    result = {
+        config.split: asdict(references),
+        **({"translation": as_record(written, config.split, asked)} if written and asked else {}),
+        "bf16": bf16,
+        "checkpoint": checkpoint,
+        "documents_available": len(documents),
         "settings": config.model_dump(mode="json"),
         "tokenizer": tokenizer.fingerprint,
         "seconds": round(time.monotonic() - began, 2),

@@ -29,6 +29,7 @@ class Completion:
     seed: int
     forgotten_tokens: int = 0
     score: float | None = None
+    from_source: bool = False  # `prompt` is what was translated, not what the text goes on from
 
     @property
     def remark(self) -> str | None:
@@ -135,5 +136,7 @@ class Row:
         """The row as a result, once it has ended."""
         assert self.stopped_by is not None
         text = self.text.text if self.stopped_by == "stop" else self.text.finish()
-        tokens = tuple(self.ids[self.num_prompt_tokens :])
-        return Completion(self.prompt, text, tokens, self.stopped_by, self.seed, self.start, self.score)
+        tokens, from_source = tuple(self.ids[self.num_prompt_tokens :]), self.source is not None
+        return Completion(
+            self.prompt, text, tokens, self.stopped_by, self.seed, self.start, self.score, from_source
+        )

@@ -12,7 +12,7 @@ from hasten.generate.config import GenerateConfig
 from hasten.generate.prepared import Prepared, Writer, batches, pad_left, ready
 from hasten.generate.sample import Sampler
 from hasten.generate.search import search
-from hasten.model.transformer import Seq2Seq, Transformer
+from hasten.model.transformer import Encoder, Seq2Seq, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["OnText", "Prepared", "check_vocabulary", "extend", "generate", "grow", "ready"]
@@ -38,6 +38,8 @@ def generate(
     grows; its pieces join to the final text.  Raises ConfigError for a tokenizer of another model, DataError
     for a prompt that the context cannot hold.
     """
+    if isinstance(model, Encoder):
+        raise ConfigError("this model is an encoder: it reads text and writes none; take another checkpoint")
     check_vocabulary(model, tokenizer)
     rows = begin(model, tokenizer, prompts, config, on_text)
     grow(model, rows, config, tokenizer.vocab_size, on_done)
@@ -65,12 +67,17 @@ def begin(
             make(prompt, seed, [tokenizer.bos_id, *ids], on_piece=piece)
             for (prompt, ids, seed), piece in zip(texts, pieces, strict=True)
         ]
-    start = tokenizer.bos_id if model.config.start_id is None else model.config.start_id
+    start = start_of(model, tokenizer)
     sources = [checked_source(prompt, [*ids, tokenizer.eot_id], model) for prompt, ids, _ in texts]
     return [
         make(prompt, seed, [start], on_piece=piece, source=source)
         for (prompt, _, seed), piece, source in zip(texts, pieces, sources, strict=True)
     ]
+
+
+def start_of(model: Seq2Seq, tokenizer: Tokenizer) -> int:
+    """What every text begins with: the model's own token, or that which begins a document."""
+    return tokenizer.bos_id if model.config.start_id is None else model.config.start_id
 
 
 def checked_source(prompt: str, ids: list[int], model: Seq2Seq) -> list[int]:

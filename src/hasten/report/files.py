@@ -81,6 +81,35 @@ class MaskedScore(Record):
     baselines: dict[str, float] = {}
 
 
+class Overlap(Record):
+    """A sacreBLEU score with half of its 95% interval."""
+
+    score: float
+    interval: float | None = None
+    signature: str
+
+
+class Translated(Record):
+    """A source, the model's text and a person's."""
+
+    source: str
+    text: str
+    reference: str
+
+
+class Translation(Record):
+    """How a model's translations compare with references (`evaluate/translation.py`)."""
+
+    split: str
+    beams: int
+    bleu: Overlap
+    chrf: Overlap
+    pairs: int
+    tokens_per_second: float | None = None
+    unfinished: int = 0
+    examples: list[Translated] = []
+
+
 class Evaluation(Record):
     """evaluation.json."""
 
@@ -90,6 +119,7 @@ class Evaluation(Record):
     baselines: dict[str, Baseline] = {}
     code: CodeScore | None = None
     masked: MaskedScore | None = None
+    translation: Translation | None = None
     checkpoint: str | None = None
     documents_available: int | None = None
 
@@ -106,6 +136,7 @@ class Sample(Record):
     text: str
     stopped_by: str | None = None
     seed: int | None = None
+    from_source: bool = False
 
 
 class Training(Record):

@@ -39,6 +39,8 @@ ROWS: tuple[tuple[str, str, Formatter], ...] = (
     ("unigram_accuracy", "unigram", percent),
     ("bigram_accuracy", "bigram", percent),
     ("both_neighbours_accuracy", "both_neighbours", percent),
+    ("bleu", "bleu", lambda score: f"{score:.1f}"),
+    ("chrf", "chrf", lambda score: f"{score:.1f}"),
     ("parse_rate", "parse_rate", percent),
 )
 """A figure's name, the key of its words, and how it is written."""
@@ -100,6 +102,8 @@ def evaluated(run: RunFiles) -> dict[str, Any]:
         "accuracy": score.accuracy if score else None,
         "masked_accuracy": masked.accuracy if masked else None,
         **{f"{name}_accuracy": share for name, share in (masked.baselines if masked else {}).items()},
+        "bleu": evaluation.translation.bleu.score if evaluation.translation else None,
+        "chrf": evaluation.translation.chrf.score if evaluation.translation else None,
         "parse_rate": code.rate if code else None,
         "lzma_stream": compressed.get("lzma_stream"),
         "lzma_each": compressed.get("lzma_each"),
@@ -118,6 +122,8 @@ PUBLISHED = {
     "unigram_accuracy": "unigram_accuracy",
     "bigram_accuracy": "bigram_accuracy",
     "both_neighbours_accuracy": "both_neighbours_accuracy",
+    "bleu": "bleu",
+    "chrf": "chrf",
     "parse_rate": "parse_rate",
     "lzma_bits_per_byte": "lzma_each",
     "lzma_stream_bits_per_byte": "lzma_stream",
