@@ -49,6 +49,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 """A tiny size for each field that configurations of transformers have; each family takes what it knows."""
 TOLERANCE = 1e-5
+"""Of the largest output where that is above one: what float32 can keep of a score of 30 is less."""
 
 
 def tiny(kind: str) -> nn.Module:
