@@ -155,7 +155,8 @@ def show(*folders: Path, language: Language = "en") -> None:
 def show_samples(folder: Path, count: int = 3) -> None:
     """Print the first texts that the model wrote, the prompt dimmed."""
     for sample in read_run(folder).samples[:count]:
-        Console().print(Text(sample.prompt, style="dim") + Text(sample.text.rstrip()), end="\n\n")
+        between = "\n" if sample.from_source else ""
+        Console().print(Text(sample.prompt + between, style="dim") + Text(sample.text.rstrip()), end="\n\n")
 
 
 def table(folders: Sequence[Path], language: Language = "en") -> Table:

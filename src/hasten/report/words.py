@@ -26,8 +26,8 @@ WORDS: dict[str, Words] = {
         "被掩盖词元的命中率，越长越好。猜测取训练文本中在真实邻词元之间最常见的词元，而模型未必看得到这些邻词元。",
     ),
     "hidden": ("hidden:", "掩盖："),
-    "bleu": ("BLEU", "BLEU"),
-    "chrf": ("chrF", "chrF"),
+    "bleu": ("BLEU", "BLEU 分数"),
+    "chrf": ("chrF", "chrF 分数"),
     "translations": ("Translations", "译文"),
     "translation_intro": (
         "Sources that took no part in training, translated by beam search; ± is half of the 95% interval over"
