@@ -49,6 +49,9 @@ class Stack(nn.Module):
             positions = torch.arange(words.shape[1], device=words.device)
         x = self.enter(words, positions)
         angles, local, bias = self.angles(positions), self.local_angles(positions), self.bias()
+        if bias is not None:
+            # Made before the first layer, so that to a compiler all layers look alike.
+            bias(words.shape[1], words.shape[1])
         for layer in cast(Iterable[Block], self.layers.values()):
             turned = angles if local is None or layer.attention.window is None else local
             x = layer(x, turned, segments, bias, memory, memory_segments)
