@@ -111,16 +111,23 @@ def check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
 def check_program(path: Path, program: bytes) -> None:
     """Read a pickle as data and refuse any name but those of `ALLOWED`."""
     try:
-        for opcode, argument, _ in pickletools.genops(program):
-            if opcode.name == "GLOBAL" and argument not in ALLOWED:
-                raise CheckpointError(
-                    f"{path}: its pickle calls {str(argument)[:80].replace(' ', '.')}, which plain weights do"
-                    " not; take the safetensors of this model"
-                )
-            if opcode.name in REFUSED_OPCODES:
-                raise CheckpointError(
-                    f"{path}: its pickle uses {opcode.name}, which torch.save does not write;"
-                    " take the safetensors of this model"
-                )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in a damaged text
+            for opcode, argument, _ in pickletools.genops(program):
+                check_opcode(path, opcode.name, argument)
     except (ValueError, IndexError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path}: its pickle is damaged ({error}); fetch it again") from None
+
+
+def check_opcode(path: Path, name: str, argument: Any) -> None:
+    """Refuse one step of a pickle that plain weights do not take."""
+    if name == "GLOBAL" and argument not in ALLOWED:
+        raise CheckpointError(
+            f"{path}: its pickle calls {str(argument)[:80].replace(' ', '.')}, which plain weights do not;"
+            " take the safetensors of this model"
+        )
+    if name in REFUSED_OPCODES:
+        raise CheckpointError(
+            f"{path}: its pickle uses {name}, which torch.save does not write; take the safetensors of this"
+            " model"
+        )
