@@ -1,5 +1,6 @@
 """A recipe: one YAML file that holds everything about a run, and the parts that it puts together."""
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +177,8 @@ def read(name: str, overrides: list[str]) -> Recipe:
     if folder.is_dir() and not (folder / "recipe.yaml").is_file() and is_model(folder):
         data = {"checkpoint": str(folder), "output": f"runs/{folder.resolve().name}"}
         return config.parse(Recipe, config.override(data, overrides), name)
+    if folder.is_dir():  # a run may have been moved, or be named from elsewhere than where it began
+        overrides = [f"output={json.dumps(name)}", *overrides]
     return config.load(Recipe, find(name), overrides)
 
 

@@ -25,6 +25,16 @@ def text_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two columns of made-up sentences, the second the first backwards."""
+    path, draw = tmp_path_factory.mktemp("pairs") / "pairs.tsv", random.Random(0)
+    lines = [draw.choices(WORDS, k=draw.randint(3, 9)) for _ in range(400)]
+    rows = "\n".join(f"{' '.join(line)}\t{' '.join(reversed(line))}" for line in lines)
+    path.write_text(f"en\tde\n{rows}\n")
+    return path
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, text_files: Path) -> Path:
     """A recipe of a tiny model on them, with dropout, in its own folder."""

@@ -5,13 +5,18 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hasten
-from hasten.cli import VERBS
+from hasten.cli import VERBS, main
 from hasten.core import config
+from hasten.model.config import ModelConfig
+from hasten.model.interop import save_hugging_face
+from hasten.model.transformer import build
 from hasten.recipe import Recipe, find, shipped
+from hasten.tokenizer.train import TokenizerConfig, train
 
 PACKAGE = Path(hasten.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -37,17 +42,47 @@ def test_every_function_of_the_batchs_day_exists(file, name):
 
 def commands() -> list[str]:
     """Every `hasten ...` line in the READMEs' blocks."""
-    texts = [path.read_text(encoding="utf-8") for path in READMES]
-    return [line.split("  #")[0].strip() for text in texts for line in re.findall(r"^hasten .*$", text, re.M)]
+    blocks = [b for path in READMES for b in re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.S)]
+    return [line.split("  #")[0].strip() for b in blocks for line in re.findall(r"^hasten .*$", b, re.M)]
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
+USED = ("import", "export", "translate", "embed", "inspect")
+"""Verbs that take a model and no recipe."""
+TINY = {"vocab_size": 258, "dim": 32, "num_layers": 2, "num_heads": 4, "max_positions": 64}
+LLAMA = {"preset": "smollm2-135m", "num_kv_heads": 2, "head_dim": 8, "ffn_dim": 64}
+BERT = {"kind": "encoder", "norm": "layer", "norm_place": "after", "position": "learned", "head": "none"}
+BERT |= {"embedding_norm": "learned", "num_token_types": 2, "pooler": "tanh"}
+BERT |= {"attention_bias": True, "out_bias": True, "ffn_bias": True}
+T5 = {"kind": "seq2seq", "position": "relative", "attention_scale": 1.0, "activation": "relu", "tied": True}
+T5 |= {"logit_scale": 32**-0.5, "start_id": 1}
+
+
+def write_model(folder: Path, shape: dict[str, Any]) -> None:
+    """A tiny random model with a tokenizer of bytes, as Hugging Face lays it out."""
+    tokenizer = train(["a"], TokenizerConfig(vocab_size=258), progress=False)
+    save_hugging_face(build(ModelConfig(**{**shape, **TINY}), seed=0), folder)
+    tokenizer.save(folder)
+
+
+@pytest.mark.parametrize("command", sorted({c for c in commands() if c.split()[1] in USED}))
+def test_every_command_of_the_readme_that_takes_a_model_runs(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = {"path/to/model": LLAMA, "runs/demo": LLAMA, "path/to/encoder": BERT, "runs/translate-en-de": T5}
+    for folder, shape in models.items():
+        write_model(tmp_path / folder, shape)
+    (tmp_path / "talk.en").write_text("A dog runs.\nA cat.\n")
+    if "runs/model to" in command:
+        assert main(["import", "path/to/model", "output=runs/model"]) == 0
+    assert main([*shlex.split(command)[1:], *["generate.max_new_tokens=3"] * ("translate" in command)]) == 0
+
+
+@pytest.mark.parametrize("command", sorted({c for c in commands() if c.split()[1] not in USED}))
 def test_every_command_of_the_readme_can_be_given(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(
         find("demo").read_text(encoding="utf-8").replace("minutes: 4.75", "minutes: 5")
     )
-    for run in ("runs/demo", "runs/demo-1"):
+    for run in ("runs/demo", "runs/demo-1", "path/to/model"):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "recipe.yaml").write_text((tmp_path / "my.yaml").read_text())
     _, verb, *words = shlex.split(command)
