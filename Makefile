@@ -39,7 +39,7 @@ check: $(READY)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-models: $(READY)  ## two small trained encoders (147 MB to fetch), which some tests use where they are
+models: $(READY)  ## three small trained models (240 MB to fetch), which some tests use where they are
 	$(BIN)/python bench/models.py
 
 bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to bench/results/

