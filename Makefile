@@ -42,7 +42,7 @@ check: $(READY)  ## format, lint, types
 models: $(READY)  ## three small trained models (240 MB to fetch), which some tests use where they are
 	$(BIN)/python bench/models.py
 
-bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to bench/results/
+bench: $(READY) $(PEERS) models  ## the programs that take minutes each; results go to bench/results/
 	$(BIN)/python bench/compare.py --shape S --peers-allocator --minutes 20 --save bench/results/compare-s.json
 	$(BIN)/python bench/compare.py --shape M --save bench/results/compare-m.json
 	$(BIN)/python bench/time_to_loss.py --save bench/results/time-to-loss.json
@@ -51,7 +51,10 @@ bench: $(READY) $(PEERS)  ## the programs that take minutes each; results go to 
 	$(BIN)/python bench/generate.py --save bench/results/generate.json
 	$(BIN)/python bench/prepare_memory.py --save bench/results/prepare-memory.json
 	$(BIN)/python bench/demo.py --save bench/results/demo.json
-	test -z "$$HASTEN_MODELS" || $(BIN)/python bench/gguf_both_ways.py --save bench/results/gguf.json
+	$(BIN)/python bench/kinds.py --save bench/results/kinds.json
+	$(BIN)/python bench/interop.py --save bench/results/interop.json
+	$(BIN)/python bench/gguf_both_ways.py --save bench/results/gguf.json
+	test ! -d ../shared/data || $(BIN)/python bench/translate.py --save bench/results/translate.json
 	$(BIN)/python bench/readme.py
 	$(BIN)/python bench/benchmarks.py
 

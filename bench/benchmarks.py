@@ -161,6 +161,53 @@ def demo(result: Result, words: Words) -> str:
     return f"{lead}\n\n{table(['', ''], rows)}"
 
 
+def kinds(result: Result, words: Words) -> str:
+    """Steps of the three assemblies, and of what the literature builds of them."""
+    header = [words[name] for name in ("kind", "parameters", "rate", "step_of", "flops", "to_decoder")]
+    rows = [
+        [
+            kind,
+            f"{found['parameters'] / 1e6:.1f} M",
+            f"{found['tokens_per_second']:,}",
+            f"{found['step_seconds']:.3f} ({min(found['all_seconds']):.3f}–{max(found['all_seconds']):.3f})",
+            f"{found['flops_per_second'] / 1e9:,.0f}",
+            f"{found['ratio']:.2f}",
+        ]
+        for kind, found in result["kinds"].items()
+    ]
+    return f"{machine(result['environment'], words)}\n\n{table(header, rows)}"
+
+
+def translation(result: Result, words: Words) -> str:
+    """The translator that the shipped recipe makes."""
+    bleu, chrf = result["bleu"], result["chrf"]
+    rows = [
+        [words["bleu"].format(result["beams"]), f"{bleu['score']:.1f} ± {bleu['half_interval']:.1f}"],
+        ["chrF", f"{chrf['score']:.1f} ± {chrf['half_interval']:.1f}"],
+        [words["parameters"], f"{result['parameters']:,}"],
+        [words["tokens"], f"{result['trained_tokens']:,}"],
+        [words["journey_seconds"], f"{result['seconds']:,.0f}"],
+        [words["translating"], f"{result['translating_tokens_per_second']:,.0f}"],
+    ]
+    return f"{machine(result['environment'], words)} `{bleu['signature']}`\n\n{table(['', ''], rows)}"
+
+
+def interop(result: Result, words: Words) -> str:
+    """How near models of others are to what they were, in and out."""
+    header = [words[name] for name in ("model", "parameters", "coming_in", "going_out", "kept")]
+    rows = [
+        [
+            name,
+            f"{found['parameters']:,}",
+            f"{found['import_difference']:.1e}" if "import_difference" in found else "",
+            f"{found['export_difference']:.1e}",
+            f"{found['tensors_kept_bit_for_bit']} / {found['tensors']}" if "tensors" in found else "",
+        ]
+        for name, found in {**result["families"], **result["checkpoints"]}.items()
+    ]
+    return f"{machine(result['environment'], words)}\n\n{table(header, rows)}"
+
+
 def machine(environment: Result, words: Words) -> str:
     """Where a result comes from."""
     return words["machine"].format(**environment)
@@ -177,6 +224,9 @@ SECTIONS: dict[str, Callable[[Result, Words], str]] = {
     "compare-m": training,
     "time-to-loss": time_to_loss,
     "generate": generation,
+    "kinds": kinds,
+    "translate": translation,
+    "interop": interop,
     "demo": demo,
 }
 """What writes a section, by the stem of its result file."""

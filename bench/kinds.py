@@ -6,7 +6,9 @@ and update, in turns within one process.  A step's FLOPs are counted from what i
 products of the tokens that go through them, padding not, and of attention the pairs of query and key that see
 each other, so that skipping the rest is no merit.  The update of the weights counts nothing, but takes time.
 
-Prints one JSON object; RATIO is FLOP/s over the decoder's.
+    python bench/kinds.py --save bench/results/kinds.json
+
+Prints one JSON object with every turn; RATIO is FLOP/s over the decoder's.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +24,8 @@ import torch
 from torch import Tensor
 
 from hasten.core.batch import IGNORE, Batch
-from hasten.core.runtime import start
+from hasten.core.files import write_json
+from hasten.core.runtime import environment, start
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
@@ -77,6 +81,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save", type=Path, help="write the JSON here too")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     arms = {kind: Arm(kind, given.rows) for kind in given.kinds}
@@ -90,7 +95,10 @@ def main() -> None:
     if "decoder" in found:
         for figures in found.values():
             figures["ratio"] = round(figures["flops_per_second"] / found["decoder"]["flops_per_second"], 3)
-    print(json.dumps({"threads": given.threads, "torch": torch.__version__, "kinds": found}, indent=1))
+    result = {"program": "kinds", "rows": given.rows, "kinds": found, "environment": environment()}
+    if given.save:
+        write_json(given.save, result)
+    print(json.dumps(result))
 
 
 class Arm:
@@ -129,6 +137,7 @@ class Arm:
             "flops_per_token": round(flops / tokens),
             "step_seconds": round(median(seconds), 4),
             "fastest_seconds": round(min(seconds), 4),
+            "all_seconds": [round(each, 4) for each in seconds],
             "tokens_per_second": round(tokens / min(seconds)),
             "flops_per_second": round(flops / min(seconds)),
         }

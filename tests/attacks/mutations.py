@@ -1,6 +1,6 @@
 """Damage to files, drawn from a seed: flipped bits, cut and doubled pieces, numbers and words of attackers.
 
-`HASTEN_MUTATIONS=50` runs fifty times as many, of other seeds from the first on.
+`HASTEN_FUZZ=50` runs fifty times as many, of other seeds from the first on.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SCALE = max(int(os.environ.get("HASTEN_MUTATIONS", "1")), 1)
+SCALE = max(int(os.environ.get("HASTEN_FUZZ", "1")), 1)
 NUMBERS = [
     b"0", b"-1", b"1", b"7", b"8", b"255", b"65536", b"2147483648", b"4294967295", b"4611686018427387904",
     b"9223372036854775807", b"18446744073709551615", b"18446744073709551616", b"1e3", b"1.5", b"1e400", b"-0",
