@@ -1,5 +1,6 @@
 """Pipeline schedules: bubbles and memory equal the published formulas exactly, and nothing deadlocks."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -60,7 +61,7 @@ def test_operations_wait_for_what_they_read():
     line = simulate(program("interleaved", 4, 8, 2), unit, transfer=1)
     ends = {span.op: span.end for spans in line.stages for span in spans}
     for spans in line.stages:
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in itertools.pairwise(spans):
             assert before.end <= after.start
         for span in spans:
             step = -1 if span.op.kind == "forward" else 1
@@ -74,7 +75,7 @@ def test_operations_wait_for_what_they_read():
 def test_a_schedule_that_waits_for_itself_is_named():
     stages = program("1f1b", 2, 2)
     stages[1] = [Op("backward", 0, 1), Op("forward", 0, 1), Op("forward", 1, 1), Op("backward", 1, 1)]
-    with pytest.raises(DeadlockError, match="the schedule deadlocks: stage 0 for .*stage 1 for"):
+    with pytest.raises(DeadlockError, match=r"the schedule deadlocks: stage 0 for .*stage 1 for"):
         simulate(stages, unit)
 
 

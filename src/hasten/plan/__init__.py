@@ -1,1 +1,1 @@
-"""What a training would need and how long it would take, on hardware that need not be at hand: arithmetic only."""
+"""What a training needs and how long it takes, on hardware that need not be at hand: arithmetic only."""

@@ -13,7 +13,7 @@ GB, TB, GIB, TFLOPS = 1e9, 1e12, 2**30, 1e12
 
 @dataclass(frozen=True)
 class Link:
-    """A network as one device sees it: bytes/s one way that collectives reach, seconds before the first byte."""
+    """A network as one device sees it: bytes/s one way, seconds before the first byte."""
 
     name: str
     bandwidth: float
@@ -22,13 +22,13 @@ class Link:
 
 
 LINKS = {
-    # Inside a node: measured bus bandwidth of NCCL, about 0.78 of the sheet (methods: 230 of 300, 370 of 450).
+    # Inside a node: the bus bandwidth that NCCL's tests measure, about 0.78 of the sheet.
     "nvlink3": Link("NVLink 3", 230 * GB, 8e-6, "300 GB/s one way (A100 data sheet); nccl-tests about 230"),
     "nvlink4": Link("NVLink 4", 370 * GB, 8e-6, "450 GB/s one way (H100 data sheet); nccl-tests about 370"),
     "nvlink5": Link("NVLink 5", 700 * GB, 8e-6, "900 GB/s one way (B200 data sheet), times 0.78 as above"),
     "pcie4": Link("PCIe 4.0 x16", 20 * GB, 15e-6, "31.5 GB/s one way, times 0.64 as copies reach"),
     "pcie5": Link("PCIe 5.0 x16", 40 * GB, 15e-6, "63 GB/s one way, times 0.64 as copies reach"),
-    # Between nodes: each device's share of its node's cards.
+    # Between nodes: each device's share of its node's cards, by the sheet; `time.Fit.network` is reached.
     "ib200": Link("InfiniBand HDR", 25 * GB, 20e-6, "200 Gb/s a device (DGX A100)"),
     "ib400": Link("InfiniBand NDR", 50 * GB, 20e-6, "400 Gb/s a device (DGX H100)"),
     "ib800": Link("InfiniBand XDR", 100 * GB, 20e-6, "800 Gb/s a device (DGX B300)"),
@@ -51,7 +51,7 @@ class Device:
     across: str  # link between nodes
     node: int  # devices that `inside` connects
     watts: float
-    price: float  # dollars per device-hour, to be replaced by what you pay
+    price: float  # dollars per device-hour: an assumption of the order that clouds ask; give your own
     source: str
     family: str  # which fitted efficiencies it has
 
@@ -65,7 +65,7 @@ class Device:
         return self.peaks[precision]
 
 
-def device(
+def device(  # noqa: PLR0917 - one line of a table
     name: str,
     peaks: tuple[float, ...],
     memory: float,
@@ -77,35 +77,28 @@ def device(
     family: str,
     source: str,
 ) -> Device:
-    """A device from the units of data sheets: TFLOP/s of bf16, fp8, fp4; GiB; TB/s; watts; dollars an hour."""
+    """A device in the units of data sheets: TFLOP/s of bf16, fp8, fp4; GiB; TB/s; watts; dollars an hour."""
     by_name = {key: peak * TFLOPS for key, peak in zip(("bf16", "fp8", "fp4"), peaks, strict=False)}
     by_name["fp16"] = by_name["bf16"]
     return Device(name, by_name, memory * GIB, bandwidth * TB, *links, node, watts, price, source, family)
 
 
 IN_A100, IN_H100, IN_B200 = ("nvlink3", "ib200"), ("nvlink4", "ib400"), ("nvlink5", "ib400")
+IN_GB300 = ("nvlink5", "ib800")
+NVL72 = "NVL72 data sheet, / 72; domains of 64 in use"
 DEVICES = {
     each.name: each
     for each in (
-        device("a100-40", (312,), 39.4, 1.555, IN_A100, 8, 400, 1.3, "ampere", "NVIDIA A100 data sheet, SXM4"),
-        device("a100", (312,), 79.1, 2.039, IN_A100, 8, 400, 1.8, "ampere", "NVIDIA A100 data sheet, SXM4 80GB"),
-        device("h100", (989, 1979), 79.1, 3.35, IN_H100, 8, 700, 3.0, "hopper", "NVIDIA H100 data sheet, SXM5"),
-        device("h200", (989, 1979), 139.8, 4.8, IN_H100, 8, 700, 3.6, "hopper", "NVIDIA H200 data sheet, SXM"),
-        device("b200", (2250, 4500, 9000), 178, 8.0, IN_B200, 8, 1000, 5.5, "blackwell", "DGX B200 data sheet / 8"),
-        device(
-            "gb200", (2500, 5000, 10_000), 184, 8.0, IN_B200, 64, 1200, 6.5, "blackwell",
-            "GB200 NVL72 data sheet / 72; domains of 64 in use",
-        ),
-        device(
-            "gb300", (2500, 5000, 15_000), 276, 8.0, ("nvlink5", "ib800"), 64, 1400, 7.5, "blackwell",
-            "GB300 NVL72 data sheet / 72; domains of 64 in use",
-        ),
-        device("l4", (121, 242), 22.0, 0.300, ("pcie4", "eth100"), 8, 72, 0.8, "ada", "NVIDIA L4 data sheet, dense"),
-        device("a10", (125,), 22.0, 0.600, ("pcie4", "eth100"), 4, 150, 1.0, "ampere", "NVIDIA A10 data sheet"),
-        device(
-            "4090", (165, 330), 23.6, 1.008, ("pcie4", "eth10"), 8, 450, 0.5, "ada",
-            "Ada architecture paper: tensor cores accumulating in fp32",
-        ),
+        device("a100-40", (312,), 39.4, 1.555, IN_A100, 8, 400, 1.3, "ampere", "A100 data sheet, SXM4"),
+        device("a100", (312,), 79.1, 2.039, IN_A100, 8, 400, 1.8, "ampere", "A100 data sheet, SXM4 80GB"),
+        device("h100", (989, 1979), 79.1, 3.35, IN_H100, 8, 700, 3.0, "hopper", "H100 data sheet, SXM5"),
+        device("h200", (989, 1979), 139.8, 4.8, IN_H100, 8, 700, 3.6, "hopper", "H200 data sheet, SXM"),
+        device("b200", (2250, 4500, 9000), 178, 8.0, IN_B200, 8, 1000, 5.5, "blackwell", "DGX B200, / 8"),
+        device("gb200", (2500, 5000, 10_000), 184, 8.0, IN_B200, 64, 1200, 6.5, "blackwell", NVL72),
+        device("gb300", (2500, 5000, 15_000), 276, 8.0, IN_GB300, 64, 1400, 7.5, "blackwell_ultra", NVL72),
+        device("l4", (121, 242), 22.0, 0.300, ("pcie4", "eth100"), 8, 72, 0.8, "ada", "L4 data sheet, dense"),
+        device("a10", (125,), 22.0, 0.600, ("pcie4", "eth100"), 4, 150, 1.0, "ampere", "A10 data sheet"),
+        device("4090", (165, 330), 23.6, 1.008, ("pcie4", "eth10"), 8, 450, 0.5, "ada", "Ada white paper"),
     )
 }  # fmt: skip
 ALIASES = {"a100-80": "a100", "rtx4090": "4090", "rtx-4090": "4090", "h100-80": "h100"}

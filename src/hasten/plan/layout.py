@@ -117,6 +117,9 @@ def split_layers(layers: int, chunks: int, head: float) -> tuple[int, ...]:
     """
     if chunks == 1:
         return (layers,)
+    if chunks > layers:  # the ends, with embedding and head, may go without a layer
+        empty = chunks - layers
+        return (*[0] * (empty // 2), *[1] * layers, *[0] * (empty - empty // 2))
     tries = []
     for last in range(layers - chunks + 2):
         widest = -(-(layers - last) // (chunks - 1))

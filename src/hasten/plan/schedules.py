@@ -136,7 +136,8 @@ def simulate(
     """
     run = Simulation(stages, duration, transfer, channel)
     while run.unfinished():
-        if not any([run.advance(stage) for stage in range(len(stages))]):
+        ran = sum(run.advance(stage) for stage in range(len(stages)))
+        if not ran:
             waiting = ", ".join(f"stage {s} for {stages[s][run.place[s]]}" for s in run.unfinished())
             raise DeadlockError(f"the schedule deadlocks: {waiting}; change the order, or use wider channels")
     forwards = [op for program in stages for op in program if op.kind == "forward"]

@@ -32,6 +32,11 @@ class Work:
     parameters: int
     muon_share: float  # of the parameters, those in the layers' matrices
 
+    @property
+    def ends(self) -> float:
+        """Parameters beside the layers, a tied matrix counted once."""
+        return self.parameters - self.layers * (self.matrix_parameters + self.norm_parameters)
+
     @cached_property
     def attended(self) -> int:
         """Width of queries, all heads."""

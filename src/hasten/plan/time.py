@@ -1,0 +1,306 @@
+"""Seconds of a training step: products, memory-bound passes, collectives, what of them hides, bubbles.
+
+A layer's time is its matrix products at an efficiency, its attention, and its memory-bound passes at the
+memory's bandwidth; the last are why small models reach less of the peak.  The few fitted constants are in
+`Fit`, each with the rows of `published_throughput.csv` that it was fitted on (docs/plan.md); the rest are data
+sheets and counts.
+"""
+
+from dataclasses import dataclass, replace
+
+from hasten.plan.hardware import Cluster, Link
+from hasten.plan.layout import Layout, split_layers
+from hasten.plan.memory import FULL, HALF, OURS, Scheme, parameters_on
+from hasten.plan.work import Work
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The constants that were fitted, and nothing else was."""
+
+    # Share of the peak of large matrix products, by family and precision.
+    ampere: float = 0.706  # Megatron-LM 2021, table 1 (ten rows)
+    hopper: float = 0.482  # Megatron-Core r0.8 without a pipeline (four rows)
+    hopper_fp8: float = 0.55  # Megatron-Bridge 25.09 and 25.11, dense, H100 (six rows)
+    blackwell: float = 0.452  # the same, GB200 and B200 (18 rows), of fp8; taken for every precision
+    blackwell_ultra: float = 0.555  # the same, GB300 (four rows)
+    passes: float = 0.854  # memory-bound passes over what the formulas count: all of those rows
+    network: float = 0.609  # share of a network card's sheet: ZeRO-3 in Megatron-LM 2021, table 2 (six rows)
+
+    def products(self, family: str, narrow: bool) -> float:
+        """Share of the peak; Ada is taken as Ampere, of which no row is published."""
+        if family == "hopper":
+            return self.hopper_fp8 if narrow else self.hopper
+        return self.ampere if family == "ada" else float(getattr(self, family))
+
+
+FIT = Fit()
+HBM_SHARE = 0.85  # of the sheet, that long streams reach
+BACKWARD = 2.0  # products of a backward pass, per product of the forward
+FUSED_BACKWARD, PLAIN_BACKWARD = 2.5, 2.0  # of attention: the fused one makes the scores again
+# Bytes of memory-bound passes, forward; the backward's are twice that.
+FUSED_PASSES, PLAIN_PASSES = 1.0, 2.5  # of what a layer keeps: compiled, and one kernel an operation
+SCORE_BYTES = (
+    13  # per score of an unfused attention: written, masked softmax, dropout, read (Megatron-LM 2021)
+)
+LOGIT_PASSES = 3  # over logits in six bytes: forward, softmax, gradient
+CAST_BYTES = (
+    6  # per input of an 8-bit product: read twice (its maximum, then itself), written as is and turned
+)
+COPY_BYTES = 14  # per weight and micro-batch of FSDP2: out of the buffer that was gathered into, forward and
+# backward (read and written in two bytes), and gradients into the one that is reduced (two and four)
+NARROW = ("fp8", "fp4")
+
+
+# Share of the bf16 peak that fused attention reaches: FlashAttention-2 (Dao 2023: 190 of 312 TFLOP/s on A100;
+# Shah et al. 2024, figure 5, causal, heads of 128, 16k: 335 of 989 on H100; the same kernel on Blackwell), and
+# cuDNN or FlashAttention-3 (there 539 of 989; on Blackwell taken to reach as much of its peak).
+ATTENTION = {
+    "ampere": (0.60, 0.60),
+    "ada": (0.60, 0.60),
+    "hopper": (0.34, 0.55),
+    "blackwell": (0.17, 0.55),
+    "blackwell_ultra": (0.17, 0.55),
+}
+
+
+@dataclass(frozen=True)
+class Software:
+    """Facts about a system that change its time; the defaults are ours."""
+
+    fused_attention: bool = True
+    compiled: bool = True
+    best_attention: bool = False  # FlashAttention-3 or cuDNN in place of FlashAttention-2
+    products_again: float = 0.0  # share of the forward's products that selective recomputation makes again
+    exchange: float = 0.8  # share of a link that point-to-point between stages reaches
+    hide_exchange: bool = False  # behind the other chunks of an interleaved pipeline
+    copies: bool = True  # FSDP2's copies, and 8-bit weights made again for every micro-batch
+    rails: bool = True  # collectives that leave a node use all of its network cards
+    overlap_data: bool = True  # gradients are exchanged during the last backward
+    hidden_tensor: float = 0.0  # share of tensor-parallel exchange behind products
+    gradient_bytes: float = FULL  # of a number on the wire
+    power: float = 1.0  # of the peaks, where a card runs below its usual watts
+    split_bytes: float = HALF  # of weights that FSDP gathers
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the slowest stage, and what they are spent on."""
+
+    compute: float
+    tensor: float  # exposed exchange of tensor parallelism
+    context: float  # and of the ring
+    gather: float  # and of FSDP
+    exchange: float  # between stages
+    bubble: float  # idle in the pipeline
+    gradients: float  # exchange of gradients after the last backward
+    optimizer: float
+    micro_batches: int
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        spent = self.compute + self.tensor + self.context + self.gather + self.exchange
+        return spent + self.bubble + self.gradients + self.optimizer
+
+    def largest(self) -> str:
+        """What beside compute costs most."""
+        names = ("tensor", "context", "gather", "exchange", "bubble", "gradients", "optimizer")
+        return max(names, key=lambda name: getattr(self, name))
+
+
+class Clockwork:
+    """One model on one cluster: times of layouts."""
+
+    def __init__(
+        self,
+        work: Work,
+        cluster: Cluster,
+        row_tokens: int,
+        precision: str = "bf16",
+        software: Software = Software(),
+        scheme: Scheme = OURS,
+        fit: Fit = FIT,
+    ) -> None:
+        self.work, self.cluster, self.row_tokens = work, cluster, row_tokens
+        self.precision, self.software, self.scheme, self.fit = precision, software, scheme, fit
+        device, power = cluster.device, software.power
+        half = "fp16" if precision == "fp16" else "bf16"
+        self.half_peak = device.peak(half) * power
+        self.attention_rate = self.half_peak * ATTENTION[device.family][software.best_attention]
+        self.half_rate = self.half_peak * fit.products(device.family, narrow=False)
+        narrow = precision in NARROW and device.peak(precision) > device.peak("bf16")
+        self.narrow = narrow
+        self.rate = device.peak(precision) * power * fit.products(device.family, narrow)
+        self.stream = device.bandwidth * HBM_SHARE
+
+    def layer(self, layout: Layout) -> tuple[float, float]:
+        """Seconds of one layer's forward and backward for one micro-batch, exchange apart."""
+        work, software, tensor = self.work, self.software, layout.tensor
+        tokens = layout.micro_batch * self.row_tokens / layout.context
+        forward = tokens * work.matrix_flops() / tensor / self.rate
+        attention, attention_back = self.attention(tokens / tensor)
+        stream = self.passes(tokens, layout)
+        backward = BACKWARD * forward + attention_back + 2 * stream + self.weight_passes(layout)
+        once = forward + attention + stream
+        if layout.recompute == "full":
+            backward += once
+        elif layout.recompute == "selective":
+            again = software.products_again * forward + (stream if software.products_again else 0.0)
+            backward += again if software.fused_attention else attention
+        return once, backward
+
+    def attention(self, tokens: float) -> tuple[float, float]:
+        """Seconds of one layer's attention, forward and backward."""
+        work = self.work
+        flops = tokens * work.attention_flops(self.row_tokens)
+        if self.software.fused_attention:
+            once = flops / self.attention_rate
+            return once, FUSED_BACKWARD * once
+        whole = flops * (2 if work.causal else 1)
+        scores = tokens * SCORE_BYTES * work.heads * self.row_tokens * self.fit.passes / self.stream
+        return whole / self.half_rate + scores, PLAIN_BACKWARD * (whole / self.half_rate + scores)
+
+    def passes(self, tokens: float, layout: Layout) -> float:
+        """Seconds of one layer's memory-bound passes, forward."""
+        work, tensor = self.work, layout.tensor
+        factor = FUSED_PASSES if self.software.compiled else PLAIN_PASSES
+        norms = HALF * work.kept_norms + work.masks
+        kept = norms / (tensor if layout.sequence_parallel else 1) + HALF * work.kept_split / tensor
+        total = factor * kept
+        if self.narrow:
+            total += CAST_BYTES * (2 * work.dim + (work.attended + work.ffn_dim) / tensor)
+        return tokens * total * self.fit.passes / self.stream
+
+    def weight_passes(self, layout: Layout) -> float:
+        """Seconds of passes over one layer's weights and gradients for one micro-batch."""
+        if not self.software.copies:
+            return 0.0
+        each = CAST_BYTES * self.narrow * (2 if layout.recompute == "full" else 1)
+        if layout.shard > 1 and not gathers_once(layout):
+            each += COPY_BYTES
+        return each * self.work.matrix_parameters / layout.tensor / self.stream
+
+    def head(self, layout: Layout) -> float:
+        """Seconds of the head's forward and backward for one micro-batch."""
+        work = self.work
+        tokens = layout.micro_batch * self.row_tokens / layout.context / layout.tensor
+        flops = (1 + BACKWARD) * tokens * work.head_flops()
+        logits = LOGIT_PASSES * 6 * tokens * work.head_rows / self.stream
+        return flops / self.half_rate + logits
+
+    def tensor_exchange(self, layout: Layout) -> float:
+        """Seconds of one layer's all-reduces (or their halves) for one micro-batch, both ways."""
+        t = layout.tensor
+        if t == 1:
+            return 0.0
+        link = self.link(t)
+        tokens = layout.micro_batch * self.row_tokens / layout.context
+        reduces = 6 if layout.recompute == "full" else 4
+        wire = reduces * 2 * (t - 1) / t * HALF * tokens * self.work.dim
+        seconds = wire / link.bandwidth + reduces * 2 * (t - 1) * link.latency
+        return seconds * (1 - self.software.hidden_tensor)
+
+    def ring(self, layout: Layout) -> float:
+        """Exposed seconds of one layer's ring attention for one micro-batch, both ways."""
+        c = layout.context
+        if c == 1:
+            return 0.0
+        link = self.link(c, layout.tensor)
+        tokens = layout.micro_batch * self.row_tokens / c
+        keys = max(self.work.kv_heads / layout.tensor, 1) * self.work.head_dim
+        wire = (c - 1) * 2 * HALF * tokens * keys
+        once, back = self.attention(tokens / layout.tensor)
+        forward = max(0.0, wire / link.bandwidth - once) + (c - 1) * link.latency
+        backward = max(0.0, 2 * wire / link.bandwidth - back) + 2 * (c - 1) * link.latency
+        again = forward if layout.recompute == "full" else 0.0
+        return forward + backward + again
+
+    def replica_link(self, layout: Layout, size: int, stride: int = 1) -> Link:
+        """What replicas exchange through: they are `tensor` x `context` ranks apart, stages farther."""
+        return self.link(size, stride * layout.tensor * layout.context)
+
+    def link(self, size: int, stride: int = 1) -> Link:
+        """What a group exchanges through, at what of the sheet is reached."""
+        link = self.cluster.link(size, stride, rails=self.software.rails)
+        if size * stride <= self.cluster.per_node:
+            return link
+        return replace(link, bandwidth=link.bandwidth * self.fit.network)
+
+    def gather(self, layout: Layout, once: float, back: float) -> float:
+        """Exposed seconds of gathering and reducing one layer's weights for one micro-batch (FSDP)."""
+        if layout.shard == 1 or gathers_once(layout):
+            return 0.0
+        link = self.replica_link(layout, layout.shard)
+        size = self.work.matrix_parameters / layout.tensor * (layout.shard - 1) / layout.shard
+        wire = self.software.split_bytes * size / link.bandwidth + (layout.shard - 1) * link.latency / 8
+        reduce = self.software.gradient_bytes * size / link.bandwidth
+        return max(0.0, wire - once) + max(0.0, wire + reduce - back)
+
+    def gradients(self, layout: Layout, held: float, once: float, back: float) -> float:
+        """Exposed seconds of exchanging gradients (and sharded weights) once a step.
+
+        With overlap they hide behind the last backward (`back` seconds), sharded weights behind the first
+        forward (`once`).
+        """
+        hidden = self.software.overlap_data
+        reduce = share = 0.0
+        size = held
+        if layout.shard > 1 and gathers_once(layout):
+            part, link = (layout.shard - 1) / layout.shard, self.replica_link(layout, layout.shard)
+            reduce += self.software.gradient_bytes * held * part / link.bandwidth
+            share = HALF * held * part / link.bandwidth
+        if layout.shard > 1:
+            size = held / layout.shard
+        if layout.data > 1:
+            link = self.replica_link(layout, layout.data, layout.shard)
+            wire = 2 * (layout.data - 1) / layout.data * self.software.gradient_bytes * size
+            reduce += wire / link.bandwidth + 2 * layout.data.bit_length() * link.latency
+        return max(0.0, reduce - back * hidden) + max(0.0, share - once * hidden)
+
+    def stage_exchange(self, layout: Layout) -> float:
+        """Seconds between stages for one micro-batch, both ways, all chunks."""
+        if layout.pipeline == 1 or (self.software.hide_exchange and layout.interleave > 1):
+            return 0.0
+        inside = layout.devices <= self.cluster.per_node
+        link = self.cluster.inside if inside else self.cluster.across
+        tokens = layout.micro_batch * self.row_tokens / layout.context
+        wire = 2 * layout.interleave * HALF * tokens * self.work.dim / layout.tensor
+        return wire / (link.bandwidth * self.software.exchange) + 2 * layout.interleave * link.latency
+
+    def step(self, layout: Layout, rows: int) -> StepTime:
+        """Seconds of a step of `rows` rows."""
+        micro = layout.micro_batches(rows)
+        once, back = self.layer(layout)
+        head = self.head(layout)
+        split = split_layers(self.work.layers, layout.chunks, head / (once + back))
+        layers, has_head = slowest(split, layout.pipeline, head / (once + back))
+        gather = layers * self.gather(layout, once, back)
+        exchange, ring = self.tensor_exchange(layout), self.ring(layout)
+        compute = layers * (once + back) + has_head * head
+        slot = compute + layers * (exchange + ring) + gather + self.stage_exchange(layout)
+        held = parameters_on(self.work, layout.tensor, 0, layout.pipeline, split[0] * layout.interleave)
+        states = self.scheme.total * held / (layout.shard if layout.shard > 1 else 1)
+        return StepTime(
+            compute=micro * compute,
+            tensor=micro * layers * exchange,
+            context=micro * layers * ring,
+            gather=micro * gather,
+            exchange=micro * self.stage_exchange(layout),
+            bubble=slot * (layout.pipeline - 1) / layout.interleave,
+            gradients=self.gradients(layout, held, layers * once, layers * back),
+            optimizer=2 * states / self.stream,
+            micro_batches=micro,
+        )
+
+
+def gathers_once(layout: Layout) -> bool:
+    """Whether weights are gathered once a step: stages 1 and 2, and FSDP under a pipeline."""
+    return layout.stage != 3 or layout.pipeline > 1
+
+
+def slowest(split: tuple[int, ...], pipeline: int, head: float) -> tuple[int, int]:
+    """Layers of the dearest stage, and whether it has the head."""
+    layers = [sum(split[stage::pipeline]) for stage in range(pipeline)]
+    others = max(layers[:-1], default=0)
+    return (layers[-1], 1) if layers[-1] + head >= others else (others, 0)
