@@ -1,8 +1,8 @@
 """The published rows that the planner is graded on: which model, layout and system each one is.
 
-A row of published_throughput.csv names a model; its shape is written down here, from the paper or release it
-comes from.  What a system does (fused attention, recomputation, sharding) is a fact about it, stated here, and
-not fitted.
+A row of published_throughput.csv names a model; its shape is written down here, from the paper or release
+that it comes from.  What a system does (fused attention, recomputation, sharding) is a fact about it, stated
+here, and not fitted.
 """
 
 import csv
@@ -45,9 +45,11 @@ CORE = {
     "GPT-177B": gpt(12_288, 96, 96, 131_072), "GPT-314B": gpt(16_384, 96, 128, 131_072),
     "GPT-462B": gpt(18_432, 112, 144, 131_072),
 }  # fmt: skip
-LLAMA = {"LLAMA3_8B": "llama3-8b", "Llama3-8B": "llama3-8b", "Llama3.1-8B": "llama3-8b",
-         "LLAMA3_70B": "llama3-70b", "Llama3-70B": "llama3-70b", "Llama3.1-70B": "llama3-70b",
-         "LLAMA3.1_405B": "llama3.1-405b", "Llama3.1-405B": "llama3.1-405b", "Llama3-405B": "llama3.1-405b"}  # fmt: skip
+LLAMA = {
+    "LLAMA3_8B": "llama3-8b", "Llama3-8B": "llama3-8b", "Llama3.1-8B": "llama3-8b",
+    "LLAMA3_70B": "llama3-70b", "Llama3-70B": "llama3-70b", "Llama3.1-70B": "llama3-70b",
+    "LLAMA3.1_405B": "llama3.1-405b", "Llama3.1-405B": "llama3.1-405b", "Llama3-405B": "llama3.1-405b",
+}  # fmt: skip
 # Inferred from its FLOPs per token; confirmed by its memory to half a per cent.
 NANOTRON = {"dim": 2048, "num_layers": 24, "num_heads": 16, "ffn_dim": 4096, "vocab_size": 50_257,
             "activation": "swiglu", "norm": "rms", "position": "rotary", "max_positions": 4096}  # fmt: skip
@@ -86,8 +88,9 @@ class Published:
     def predict(self, fit: Fit = FIT) -> StepTime:
         """The step as the planner sees it."""
         clock = Clockwork(
-            self.work, self.cluster, self.row_tokens, self.precision, self.software, self.scheme, fit
-        )
+            self.work, self.cluster, self.row_tokens, precision=self.precision, software=self.software,
+            scheme=self.scheme, fit=fit,
+        )  # fmt: skip
         return clock.step(self.layout, self.rows)
 
     @property
@@ -175,7 +178,7 @@ def chosen(made: Published) -> Published:
 
 def fits(made: Published, layout: Layout) -> bool:
     """Whether a row's device holds a layout."""
-    memory = peak_memory(made.work, layout, made.row_tokens, made.rows, made.scheme)
+    memory = peak_memory(made.work, layout, made.row_tokens, made.rows, scheme=made.scheme)
     return memory.total <= made.cluster.device.memory
 
 

@@ -27,6 +27,7 @@ VERBS = {
     "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
+    "plan": "how to spread a training over devices: memory, time and cost of every layout",
     "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
     "recipes": "list the recipes that ship: purpose, hardware, time",
     "init": "copy a recipe that ships into your folder",
@@ -59,6 +60,7 @@ examples:
   hasten import path/to/model                        a model of others, as a checkpoint
   hasten export runs/demo to=gguf                     and one of yours for llama.cpp
   hasten report runs/first runs/second                compare runs
+  hasten plan gpt2 hardware=h100x8x16                 what fits on 128 GPUs, how fast, at what cost
   hasten bench                                        ten minutes: the speed ledger of this machine
 
 A recipe is a YAML file, the name of one that ships, or a run's folder.  `hasten VERB --help` says more.

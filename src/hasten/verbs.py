@@ -258,6 +258,38 @@ def bench(words: Words) -> None:
     say(f"ledger: {measure(recipe)}")
 
 
+def plan(words: Words) -> None:
+    """hasten plan RECIPE hardware=DEVICExN[xNODES] [key=value ...]
+
+    Ranks the ways to spread the recipe's training over devices that need not be at hand: memory,
+    step time, tokens per second, days and cost of each that fits, why the others do not, and what
+    would help most.  Devices: a100, a100-40, h100, h200, b200, gb200, gb300, l4, a10, 4090.
+
+    hasten plan gpt2 hardware=h100x8x16    train.batch_tokens=4194304   model.preset=llama3-8b
+    row_tokens=8192   tokens=1e12   price=2.5   network=eth100   precision=fp8   top=20   format=json
+    layout.tensor=8   layout.pipeline=4   schedule=text   schedule=pipeline.svg   ranked=2
+    """
+    from hasten.plan import answer, ask
+    from hasten.recipe import Recipe
+
+    config, overrides = ask.from_words(words[1:], Recipe.model_fields)
+    recipe = recipe_of([*words[:1], *overrides], "plan")
+    from hasten.overview import known_vocabulary
+
+    model, train = known_vocabulary(recipe), recipe.train
+    steps = train.steps * train.batch_tokens if train.steps else None
+    question = ask.question_of(
+        config,
+        model,
+        row_tokens=recipe.data.row_tokens if recipe.data else model.max_positions,
+        batch_tokens=train.batch_tokens,
+        precision="bf16" if train.precision == "fp32" else train.precision,
+        optimizer=train.optimizer.kind,
+        tokens=train.tokens or steps,
+    )
+    say(answer.answer(question, config))
+
+
 def show(words: Words) -> None:
     """hasten show RECIPE [key=value ...]
 

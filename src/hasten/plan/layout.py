@@ -54,6 +54,11 @@ class Layout:
         return self.replicas * self.tensor * self.pipeline * self.context
 
     @property
+    def axes(self) -> int:
+        """How many axes beside the replicas are in use."""
+        return sum(n > 1 for n in (self.tensor, self.pipeline, self.context, self.interleave))
+
+    @property
     def chunks(self) -> int:
         """Groups of consecutive layers over all stages."""
         return self.pipeline * self.interleave
@@ -67,9 +72,14 @@ class Layout:
         return asdict(self)
 
     def __str__(self) -> str:
-        """`data 4, tensor 8, pipeline 2 x 3`; what is 1 is left out."""
+        """`data 4, tensor 8, pipeline 2 x 3`; what is 1 is left out, and so is that weights are shared."""
         names = ("data", "shard", "tensor", "context", "pipeline")
-        parts = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1]
+        shared = {1: " (optimizer)", 2: " (optimizer, gradients)", 3: ""}
+        parts = [
+            f"{name} {getattr(self, name)}" + (shared[self.stage] if name == "shard" else "")
+            for name in names
+            if getattr(self, name) > 1
+        ]
         if self.interleave > 1:
             parts[-1] += f" x {self.interleave}"
         return ", ".join(

@@ -1,7 +1,7 @@
 """Bytes on one device: weights, gradients, optimizer, activations, buffers.
 
 Activations follow Korthikanti et al. 2022 (arXiv:2205.05198) and the same sum for gated blocks with rotary
-positions: of every product and norm its inputs, in two bytes a number.  States follow Rajbhandari et al. 2020.
+positions: of every product and norm its inputs, in two bytes a number.  States: Rajbhandari et al. 2020.
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,9 @@ class Keeping:
     logit_chunk: int | None = None  # tokens whose logits exist at a time, None: all
 
 
+MINIMAL = Keeping()
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of the fullest device, by what takes them."""
@@ -82,7 +85,7 @@ class Memory:
         return self.states + self.gathered + self.activations + self.logits + self.overhead
 
 
-def layer_activations(work: Work, layout: Layout, row_tokens: int, keeping: Keeping = Keeping()) -> float:
+def layer_activations(work: Work, layout: Layout, row_tokens: int, keeping: Keeping = MINIMAL) -> float:
     """Bytes that one layer keeps of one micro-batch, nothing recomputed in full."""
     tokens, tensor = layout.micro_batch * row_tokens / layout.context, layout.tensor
     norms = HALF * work.kept_norms + work.masks
@@ -96,7 +99,7 @@ def layer_activations(work: Work, layout: Layout, row_tokens: int, keeping: Keep
 
 
 def chunk_activations(
-    work: Work, layout: Layout, row_tokens: int, layers: float, keeping: Keeping = Keeping()
+    work: Work, layout: Layout, row_tokens: int, layers: float, keeping: Keeping = MINIMAL
 ) -> tuple[float, float]:
     """Bytes a chunk of layers keeps of each micro-batch in flight, and of the one in its backward pass."""
     whole = layer_activations(work, layout, row_tokens, keeping)
@@ -142,13 +145,28 @@ def peak_memory(
     layout: Layout,
     row_tokens: int,
     rows: int,
+    *,
     scheme: Scheme = OURS,
-    keeping: Keeping = Keeping(),
+    keeping: Keeping = MINIMAL,
 ) -> Memory:
     """The bytes of the fullest stage; only the first, the second and the last can be that."""
     layers = stage_layers(work, layout, row_tokens)
     stages = sorted({0, min(1, layout.pipeline - 1), layout.pipeline - 1})
-    each = [stage_memory(work, layout, row_tokens, rows, s, layers[s], scheme, keeping) for s in stages]
+    held = {s: parameters_on(work, layout.tensor, s, layout.pipeline, layers[s]) for s in stages}
+    micro = layout.micro_batches(rows)
+    each = [
+        stage_memory(
+            work,
+            layout,
+            row_tokens,
+            stage=stage,
+            held=held[stage],
+            layers=layers[stage] * in_flight(layout, stage, micro),
+            scheme=scheme,
+            keeping=keeping,
+        )
+        for stage in stages
+    ]
     return max(each, key=lambda memory: memory.total)
 
 
@@ -156,17 +174,17 @@ def stage_memory(
     work: Work,
     layout: Layout,
     row_tokens: int,
-    rows: int,
+    *,
     stage: int,
-    layers: int,
+    held: float,
+    layers: float,
     scheme: Scheme,
     keeping: Keeping,
 ) -> Memory:
-    """The bytes of one device of a stage."""
-    held = parameters_on(work, layout.tensor, stage, layout.pipeline, layers)
+    """The bytes of one device of a stage that holds `held` parameters and activations of `layers` layers."""
     tokens = layout.micro_batch * row_tokens / layout.context
     kept, live = chunk_activations(work, layout, row_tokens, layers, keeping)
-    activations = kept * in_flight(layout, stage, layout.micro_batches(rows)) + live
+    activations = kept + live
     if stage == 0:
         activations += tokens * (HALF * work.dim + IDS_BYTES)
     logits = 0.0

@@ -1,9 +1,9 @@
 """Seconds of a training step: products, memory-bound passes, collectives, what of them hides, bubbles.
 
-A layer's time is its matrix products at an efficiency, its attention, and its memory-bound passes at the
-memory's bandwidth; the last are why small models reach less of the peak.  The few fitted constants are in
-`Fit`, each with the rows of `published_throughput.csv` that it was fitted on (docs/plan.md); the rest are data
-sheets and counts.
+A layer's time is its matrix products at a share of the peak, its attention, and its memory-bound passes at
+the memory's bandwidth; the last are why small models reach less of the peak.  The few fitted constants are in
+`Fit`, each with the published rows that it was fitted on (docs/plan.md); the rest are data sheets, papers and
+counts.
 """
 
 from dataclasses import dataclass, replace
@@ -52,9 +52,9 @@ COPY_BYTES = 14  # per weight and micro-batch of FSDP2: out of the buffer that w
 NARROW = ("fp8", "fp4")
 
 
-# Share of the bf16 peak that fused attention reaches: FlashAttention-2 (Dao 2023: 190 of 312 TFLOP/s on A100;
-# Shah et al. 2024, figure 5, causal, heads of 128, 16k: 335 of 989 on H100; the same kernel on Blackwell), and
-# cuDNN or FlashAttention-3 (there 539 of 989; on Blackwell taken to reach as much of its peak).
+# Share of the bf16 peak that fused attention reaches.  First FlashAttention-2: Dao 2023, 190 of 312 TFLOP/s on
+# A100; Shah et al. 2024, figure 5 (causal, heads of 128, 16k), 335 of 989 on H100; the same on Blackwell.
+# Then cuDNN or FlashAttention-3: there 539 of 989; on Blackwell taken to reach as much of its peak.
 ATTENTION = {
     "ampere": (0.60, 0.60),
     "ada": (0.60, 0.60),
@@ -81,6 +81,9 @@ class Software:
     gradient_bytes: float = FULL  # of a number on the wire
     power: float = 1.0  # of the peaks, where a card runs below its usual watts
     split_bytes: float = HALF  # of weights that FSDP gathers
+
+
+OWN = Software()
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ class Clockwork:
         work: Work,
         cluster: Cluster,
         row_tokens: int,
+        *,
         precision: str = "bf16",
-        software: Software = Software(),
+        software: Software = OWN,
         scheme: Scheme = OURS,
         fit: Fit = FIT,
     ) -> None:
