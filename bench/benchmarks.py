@@ -182,8 +182,8 @@ def translation(result: Result, words: Words) -> str:
     """The translator that the shipped recipe makes."""
     bleu, chrf = result["bleu"], result["chrf"]
     rows = [
-        [words["bleu"].format(result["beams"]), f"{bleu['score']:.1f} ± {bleu['half_interval']:.1f}"],
-        ["chrF", f"{chrf['score']:.1f} ± {chrf['half_interval']:.1f}"],
+        [words["bleu"].format(result["beams"]), f"{bleu['score']:.1f} ± {bleu['interval']:.1f}"],
+        ["chrF", f"{chrf['score']:.1f} ± {chrf['interval']:.1f}"],
         [words["parameters"], f"{result['parameters']:,}"],
         [words["tokens"], f"{result['trained_tokens']:,}"],
         [words["journey_seconds"], f"{result['seconds']:,.0f}"],
