@@ -272,6 +272,9 @@ def plan(words: Words) -> None:
     from hasten.plan import answer, ask
     from hasten.recipe import Recipe
 
+    named = words if words and not words[0].startswith("-") else []
+    if not named or "=" in named[0]:
+        recipe_of([], "plan")
     config, overrides = ask.from_words(words[1:], Recipe.model_fields)
     recipe = recipe_of([*words[:1], *overrides], "plan")
     from hasten.overview import known_vocabulary

@@ -15,6 +15,7 @@ from hasten.plan.search import Question
 from hasten.plan.work import Work
 
 Degree = Annotated[int, Field(ge=1)] | None
+PLAIN = ("hardware", "network", "schedule")  # taken as they are, not as YAML: 4090 is a name
 WHOLE_LOGITS = 2**32  # bytes of fp32 logits that are made at once on a GPU; more are made in pieces
 
 
@@ -59,7 +60,7 @@ class PlanConfig(Config):
 def from_words(words: Sequence[str], recipe_keys: Iterable[str]) -> tuple[PlanConfig, list[str]]:
     """The settings in a command's words, and those for the recipe; `--hardware X` is `hardware=X`."""
     pairs = list(joined(words))
-    settings, others = list[str](), list[str]()
+    settings, others, plain = list[str](), list[str](), dict[str, Any]()
     known = [*PlanConfig.model_fields, *recipe_keys]
     for word in pairs:
         key = word.partition("=")[0].split(".")[0]
@@ -67,8 +68,11 @@ def from_words(words: Sequence[str], recipe_keys: Iterable[str]) -> tuple[PlanCo
             raise ConfigError(
                 f"hasten plan has no key '{key}'.{did_you_mean(key, known)} Write hardware=h100x8x16"
             )
-        (settings if key in PlanConfig.model_fields else others).append(word)
-    config = parse(PlanConfig, override({}, settings), "hasten plan")
+        if word.startswith(tuple(f"{name}=" for name in PLAIN)):
+            plain[key] = word.partition("=")[2]
+        else:
+            (settings if key in PlanConfig.model_fields else others).append(word)
+    config = parse(PlanConfig, {**override({}, settings), **plain}, "hasten plan")
     if not config.hardware:
         raise ConfigError("hasten plan needs hardware: hasten plan RECIPE hardware=h100x8x16")
     if config.schedule not in (None, "text") and Path(str(config.schedule)).suffix != ".svg":

@@ -90,7 +90,7 @@ def layer_activations(work: Work, layout: Layout, row_tokens: int, keeping: Keep
     tokens, tensor = layout.micro_batch * row_tokens / layout.context, layout.tensor
     norms = HALF * work.kept_norms + work.masks
     split = HALF * work.kept_split
-    if keeping.scores and layout.recompute == "none":
+    if keeping.scores and layout.recompute != "selective":
         split += work.scores * row_tokens
     kept = (norms if not layout.sequence_parallel else norms / tensor) + split / tensor
     if keeping.gathered and tensor > 1:

@@ -19,13 +19,13 @@ class Fit:
     """The constants that were fitted, and nothing else was."""
 
     # Share of the peak of large matrix products, by family and precision.
-    ampere: float = 0.706  # Megatron-LM 2021, table 1 (ten rows)
+    ampere: float = 0.680  # Megatron-LM 2021, table 1 (ten rows)
     hopper: float = 0.482  # Megatron-Core r0.8 without a pipeline (four rows)
-    hopper_fp8: float = 0.55  # Megatron-Bridge 25.09 and 25.11, dense, H100 (six rows)
+    hopper_fp8: float = 0.550  # Megatron-Bridge 25.09 and 25.11, dense, H100 (six rows)
     blackwell: float = 0.452  # the same, GB200 and B200 (18 rows), of fp8; taken for every precision
     blackwell_ultra: float = 0.555  # the same, GB300 (four rows)
-    passes: float = 0.854  # memory-bound passes over what the formulas count: all of those rows
-    network: float = 0.609  # share of a network card's sheet: ZeRO-3 in Megatron-LM 2021, table 2 (six rows)
+    passes: float = 0.823  # memory-bound passes over what the formulas count: all of those rows
+    network: float = 0.632  # share of a network card's sheet: ZeRO-3 in Megatron-LM 2021, table 2 (six rows)
 
     def products(self, family: str, narrow: bool) -> float:
         """Share of the peak; Ada is taken as Ampere, of which no row is published."""
@@ -52,8 +52,8 @@ COPY_BYTES = 14  # per weight and micro-batch of FSDP2: out of the buffer that w
 NARROW = ("fp8", "fp4")
 
 
-# Share of the bf16 peak that fused attention reaches.  First FlashAttention-2: Dao 2023, 190 of 312 TFLOP/s on
-# A100; Shah et al. 2024, figure 5 (causal, heads of 128, 16k), 335 of 989 on H100; the same on Blackwell.
+# Share of the bf16 peak that fused attention reaches.  First FlashAttention-2: Dao 2023, 190 of 312 TFLOP/s
+# on A100; Shah et al. 2024, figure 5 (causal, heads of 128, 16k), 335 of 989 on H100; the same on Blackwell.
 # Then cuDNN or FlashAttention-3: there 539 of 989; on Blackwell taken to reach as much of its peak.
 ATTENTION = {
     "ampere": (0.60, 0.60),
