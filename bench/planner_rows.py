@@ -172,7 +172,7 @@ def chosen(made: Published) -> Published:
         chunks = [v for v in range(1, 17) if layout.pipeline * v <= made.work.layers]
     tries = [replace(layout, micro_batch=size, interleave=v) for size in sizes for v in chunks]
     tries = [each for each in tries if misfit(each, made.work, made.row_tokens, made.rows) is None]
-    roomy = [each for each in tries if fits(made, each)] or tries[:1]
+    roomy = [each for each in tries if fits(made, each)] or tries
     return min((replace(made, layout=each) for each in roomy), key=seconds_of, default=made)
 
 

@@ -1,5 +1,6 @@
 """Every layout of a model on a cluster: those that fit, the fastest first; why the others do not."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -287,8 +288,14 @@ def too_large(question: Question, large: list[tuple[Layout, Memory]]) -> list[Re
 
 
 def misfits(shapes: dict[str, list[Layout]]) -> list[Refusal]:
-    """Refusals for what does not divide, the most frequent first."""
-    found = [Refusal(reason, len(layouts), layouts[0]) for reason, layouts in shapes.items()]
+    """Refusals for what does not divide, the most frequent first; those that differ in numbers only are one."""
+    alike: dict[str, list[tuple[str, list[Layout]]]] = {}
+    for reason, layouts in shapes.items():
+        alike.setdefault(re.sub(r"[\d,]+", "#", reason), []).append((reason, layouts))
+    found = [
+        Refusal(group[0][0], sum(len(layouts) for _, layouts in group), group[0][1][0])
+        for group in alike.values()
+    ]
     return sorted(found, key=lambda refusal: -refusal.count)
 
 

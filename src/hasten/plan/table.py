@@ -108,7 +108,7 @@ def refusals(plan: Plan) -> str:
     ]
     more = sum(refusal.count for refusal in plan.refused[SHOWN_REFUSALS:])
     rest = [f"  {more:>6,}  for {len(plan.refused) - SHOWN_REFUSALS} more reasons"] if more else []
-    return "refused:\n" + "\n".join([*shown, *rest])
+    return "refused, with an example each:\n" + "\n".join([*shown, *rest])
 
 
 def as_data(plan: Plan, top: int) -> dict[str, Any]:
