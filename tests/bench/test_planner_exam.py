@@ -53,6 +53,23 @@ def test_what_was_saved_is_what_comes_out(graded):
     assert SAVED["constants"] == asdict(FIT)
 
 
+@pytest.mark.parametrize("page", ["plan.md", "plan.zh-CN.md"])
+def test_the_figures_of_the_page_are_those_of_the_result_file(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    shown = {
+        "flops_max_error": "2.5%", "flops_mean_error": "0.2%", "memory_max_error": "5%",
+        "memory_pipelined_max_error": "8%", "time_rms_fitted": "8%", "time_rms_heldout": "15%",
+        "time_rms_heldout_without_context_parallel": "", "time_rms_heldout_with_later_releases": "",
+    }  # fmt: skip
+    for name, asked in shown.items():
+        figure = f"{SAVED[name]:.2%}" if name == "flops_mean_error" else f"{SAVED[name]:.1%}"
+        assert any(figure in line and asked in line for line in table), (name, figure)
+    for value in SAVED["constants"].values():
+        assert any(f"{value:.3f}" in line for line in table), value
+    assert (SAVED["time_rows_heldout"], sum(SAVED["flops_rows"].values())) == (35, 94)
+
+
 def test_every_row_stands_somewhere_and_none_twice():
     if not planner_exam.DATA.is_file():
         pytest.skip("published_throughput.csv is not here")

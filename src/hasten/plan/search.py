@@ -114,9 +114,10 @@ class Plan:
     """The answer."""
 
     question: Question
-    ranked: list[Choice]
+    ranked: list[Choice]  # the best of each way to split the model, the fastest first
     refused: list[Refusal]
     tried: int
+    fitting: int
     too_large: list[tuple[Layout, Memory]]  # refused for memory, the smallest first
 
     @property
@@ -142,25 +143,19 @@ def search(question: Question) -> Plan:
             large.append((layout, memory))
             continue
         ranked.append(Choice(layout, memory, question.clockwork.step(layout, question.rows), question))
-    ranked = distinct(sorted(ranked, key=lambda choice: choice.rank))
+    ranked.sort(key=lambda choice: choice.rank)
     large.sort(key=lambda pair: pair[1].total)
-    return Plan(question, ranked, [*too_large(question, large), *misfits(shapes)], tried, large)
+    refused = [*too_large(question, large), *misfits(shapes)]
+    return Plan(question, distinct(ranked), refused, tried, len(ranked), large)
 
 
 def distinct(ranked: list[Choice]) -> list[Choice]:
-    """Without layouts that differ in what is shared, or in the micro-batch, and gain nothing by it."""
-    seen: set[tuple[object, ...]] = set()
-    kept = []
+    """The best of each split of the model: what it shares, recomputes and takes at a time are its details."""
+    best: dict[tuple[int, ...], Choice] = {}
     for choice in ranked:
         layout = choice.layout
-        same = (
-            choice.rank[0],
-            *(getattr(layout, n) for n in ("tensor", "context", "pipeline", "interleave")),
-        )
-        if same not in seen:
-            seen.add(same)
-            kept.append(choice)
-    return kept
+        best.setdefault((layout.tensor, layout.context, layout.pipeline, layout.interleave), choice)
+    return list(best.values())
 
 
 def memory_of(question: Question, layout: Layout) -> Memory:
@@ -288,7 +283,7 @@ def too_large(question: Question, large: list[tuple[Layout, Memory]]) -> list[Re
 
 
 def misfits(shapes: dict[str, list[Layout]]) -> list[Refusal]:
-    """Refusals for what does not divide, the most frequent first; those that differ in numbers only are one."""
+    """Refusals for what does not divide, the most frequent first; those alike but for numbers are one."""
     alike: dict[str, list[tuple[str, list[Layout]]]] = {}
     for reason, layouts in shapes.items():
         alike.setdefault(re.sub(r"[\d,]+", "#", reason), []).append((reason, layouts))

@@ -48,7 +48,8 @@ def heading(plan: Plan) -> str:
         f" {question.row_tokens:,} tokens in {question.precision}\n"
         f"{cluster.devices:,} x {device.name}, {cluster.nodes:,} node(s) of {cluster.per_node},"
         f" {cluster.inside.name} inside{between}; ${price:g} per device-hour ({paid})\n"
-        f"{plan.tried:,} layouts tried, {len(plan.too_large):,} too large; step times are within about 15%"
+        f"{plan.tried:,} layouts tried, {plan.fitting:,} fit, {len(plan.too_large):,} are too large; the best of"
+        " each split, its step time within about 15%"
     )
 
 
@@ -122,6 +123,7 @@ def as_data(plan: Plan, top: int) -> dict[str, Any]:
         "rows": question.rows,
         "precision": question.precision,
         "tried": plan.tried,
+        "fitting": plan.fitting,
         "layouts": [choice_data(choice) for choice in plan.ranked[:top]],
         "refused": [
             {"reason": r.reason, "count": r.count, "example": r.example.state(), "missing_bytes": r.missing}

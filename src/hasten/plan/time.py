@@ -44,6 +44,8 @@ SCORE_BYTES = (
     13  # per score of an unfused attention: written, masked softmax, dropout, read (Megatron-LM 2021)
 )
 LOGIT_PASSES = 3  # over logits in six bytes: forward, softmax, gradient
+LAUNCH = 5e-6  # seconds from one kernel's start to the next where the processor cannot keep up
+KERNELS, KERNELS_BACK = 15, 30  # of a compiled layer; with one kernel an operation PLAIN_PASSES times as many
 CAST_BYTES = (
     6  # per input of an 8-bit product: read twice (its maximum, then itself), written as is and turned
 )
@@ -146,7 +148,9 @@ class Clockwork:
         attention, attention_back = self.attention(tokens / tensor)
         stream = self.passes(tokens, layout)
         backward = BACKWARD * forward + attention_back + 2 * stream + self.weight_passes(layout)
-        once = forward + attention + stream
+        launches = LAUNCH * (1 if software.compiled else PLAIN_PASSES)
+        once = max(forward + attention + stream, KERNELS * launches)
+        backward = max(backward, KERNELS_BACK * launches)
         if layout.recompute == "full":
             backward += once
         elif layout.recompute == "selective":
