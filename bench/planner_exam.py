@@ -22,7 +22,7 @@ from planner_rows import Published, published, read
 
 from hasten.core.files import write_json
 from hasten.plan.memory import MASTER, Keeping, peak_memory
-from hasten.plan.time import FIT, Fit
+from hasten.plan.rates import FIT, Fit
 
 DATA = Path(__file__).parents[2] / "shared/design/published_throughput.csv"
 GIB = 2**30

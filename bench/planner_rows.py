@@ -15,7 +15,8 @@ from hasten.model.config import ModelConfig
 from hasten.plan.hardware import Cluster, parse_hardware
 from hasten.plan.layout import Layout, misfit
 from hasten.plan.memory import HALF_GRADIENTS, MASTER, OURS, Scheme, peak_memory
-from hasten.plan.time import FIT, Clockwork, Fit, Software, StepTime
+from hasten.plan.rates import FIT, Fit, Software
+from hasten.plan.time import Clockwork, StepTime
 from hasten.plan.work import Work
 
 GPT = {"position": "learned", "norm": "layer", "activation": "gelu", "attention_bias": True, "out_bias": True,

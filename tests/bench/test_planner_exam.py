@@ -8,7 +8,7 @@ import planner_exam
 import planner_rows
 import pytest
 
-from hasten.plan.time import FIT
+from hasten.plan.rates import FIT
 
 ROOT = Path(__file__).parents[2]
 SAVED = json.loads((ROOT / "bench/results/planner-exam.json").read_text(encoding="utf-8"))

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.model.config import ModelConfig
+from hasten.plan.advice import enough_devices, what_would_help
 from hasten.plan.hardware import parse_hardware
 from hasten.plan.layout import Layout, misfit
 from hasten.plan.memory import bound
-from hasten.plan.search import Question, candidates, enough_devices, memory_of, search, what_would_help
+from hasten.plan.search import Question, candidates, memory_of, search
 from hasten.plan.work import Work
 
 WORKS = {name: Work.of(ModelConfig(preset=name)) for name in ("gpt2", "llama3-8b", "llama3-70b", "gpt3-175b")}

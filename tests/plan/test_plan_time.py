@@ -10,8 +10,9 @@ from hasten.model.presets import PRESETS
 from hasten.plan.hardware import DEVICES, LINKS, parse_hardware
 from hasten.plan.layout import Layout
 from hasten.plan.memory import parameters_on
+from hasten.plan.rates import FIT, Software
 from hasten.plan.schedules import program, simulate
-from hasten.plan.time import FIT, Clockwork, Software
+from hasten.plan.time import Clockwork
 from hasten.plan.work import Work
 
 GPT3 = Work.of(ModelConfig(preset="gpt3-175b", vocab_size=51_200))

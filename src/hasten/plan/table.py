@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from hasten.plan.advice import enough_devices, what_would_help
 from hasten.plan.drawing import as_text, timeline
-from hasten.plan.search import Choice, Plan, enough_devices, what_would_help
+from hasten.plan.search import Choice, Plan
 
 SHOWN_REFUSALS = 8
 COLUMNS: list[tuple[str, Callable[[Choice], str]]] = [
@@ -48,8 +49,8 @@ def heading(plan: Plan) -> str:
         f" {question.row_tokens:,} tokens in {question.precision}\n"
         f"{cluster.devices:,} x {device.name}, {cluster.nodes:,} node(s) of {cluster.per_node},"
         f" {cluster.inside.name} inside{between}; ${price:g} per device-hour ({paid})\n"
-        f"{plan.tried:,} layouts tried, {plan.fitting:,} fit, {len(plan.too_large):,} are too large; the best of"
-        " each split, its step time within about 15%"
+        f"{plan.tried:,} layouts tried, {plan.fitting:,} fit, {len(plan.too_large):,} are too large;"
+        " the best of each split; published runs were met within about 15%"
     )
 
 
