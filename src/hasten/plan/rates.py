@@ -1,7 +1,7 @@
 """What the clock is made of: fitted constants, what kernels reach, and facts about a system.
 
-The few fitted constants are in `Fit`, each with the published rows that it was fitted on (docs/plan.md); the rest
-are data sheets, papers and counts.
+The few fitted constants are in `Fit`, each with the published rows that it was fitted on (docs/plan.md); the
+rest are data sheets, papers and counts.
 """
 
 from dataclasses import dataclass
