@@ -104,9 +104,8 @@ def ratios(words: dict[str, Any]) -> Iterator[tuple[str, float]]:
     if learned := read("time-to-loss"):
         yield words["loss"].format(learned["minutes"]), learned["ratio"]
     for case in read("generate").get("results", []):
-        for peer, ratio in case["hasten_auto_over"].items():
-            if not peer.startswith("hasten"):
-                yield words["writing"].format(case["rows"], peer), ratio
+        for peer, ratio in case["hasten_over"].items():
+            yield words["writing"].format(case["rows"], peer), ratio
 
 
 def block(path: Path, name: str) -> str:

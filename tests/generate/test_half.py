@@ -1,6 +1,5 @@
 """Float16 copies of weights for decoding: rounded to nearest, aligned, refused where they don't fit."""
 
-import copy
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from hasten.generate import half
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import generate, ready
-from hasten.generate.half import half_weights, worth_halving
+from hasten.generate.half import half_weights, worth_packing
 from hasten.ops.kernels.library import library
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="the kernels cannot be compiled or run here")
@@ -38,13 +37,12 @@ def test_what_float16_cannot_hold_is_refused(value, at):
     assert half_weights([torch.zeros(2, 2), matrix]) is None
 
 
-def test_only_long_texts_from_large_float32_models_are_worth_it(small_model, monkeypatch):
+def test_only_long_texts_from_large_models_are_worth_it(small_model, monkeypatch):
     model = small_model()
-    assert not worth_halving(model, new_tokens=1000)  # too small
+    assert not worth_packing(model, new_tokens=1000)  # too small
     monkeypatch.setattr(half, "WORTHWHILE_PARAMETERS", 1000)
-    assert worth_halving(model, new_tokens=half.WORTHWHILE_TOKENS)
-    assert not worth_halving(model, new_tokens=half.WORTHWHILE_TOKENS - 1)
-    assert not worth_halving(copy.deepcopy(model).bfloat16(), new_tokens=1000)
+    assert worth_packing(model, new_tokens=half.WORTHWHILE_TOKENS)
+    assert not worth_packing(model, new_tokens=half.WORTHWHILE_TOKENS - 1)
 
 
 @needs_kernels

@@ -106,7 +106,7 @@ def followed(
 ) -> Tensor:
     """Logits after each of the `following` tokens, [B, T, V], by the C++."""
     capacity = prompts.shape[1] + following.shape[1]
-    with KeyValueCache(model, padding, capacity, NativeDecoder(model, half)) as cache:
+    with KeyValueCache(model, padding, capacity, NativeDecoder(model, half=half)) as cache:
         cache.read(prompts)
         return torch.stack([cache.follow(tokens).clone() for tokens in following.T], dim=1)
 
@@ -168,7 +168,7 @@ def test_a_bfloat16_model_is_computed_in_float32(small_model: Make, shape):
 @pytest.mark.parametrize("rows", [2, 3, 4, 7, 16])
 def test_a_row_is_the_same_to_the_bit_alone_and_behind_padding(small_model: Make, rows, half):
     model, padding = lively(small_model(**LLAMA_3)), [i % 6 for i in range(rows)]
-    decoder = NativeDecoder(model, half)
+    decoder = NativeDecoder(model, half=half)
     following = ids(rows, 20)
     with torch.no_grad(), KeyValueCache(model, padding, 40, decoder) as cache:
         cache.read(ids(rows, 8))

@@ -73,7 +73,8 @@ class GenerateConfig(Config):
     precision: Literal["auto", "model", "fp32", "bf16"] = Field(
         "auto",
         description="of the weights; model: as they are; auto: so too, but kernels that decode many tokens"
-        " on a CPU read float32 weights rounded to float16, and keep keys and values so: twice as fast",
+        " on a CPU read float32 weights rounded to float16, if they are not bfloat16 at heart, and keep"
+        " keys and values so: twice as fast",
     )
     batch_rows: Positive = Field(32, description="texts that are generated together")
     seed: int = 0

@@ -20,18 +20,22 @@ ALIGNMENT = 64
 """Bytes of a cache line: every matrix begins on one."""
 
 
-def worth_halving(model: Decoder, new_tokens: int) -> bool:
-    """Whether `half_weights` saves time: float32, long texts, and enough to read.
+def worth_packing(model: Decoder, new_tokens: int) -> bool:
+    """Whether copies of the weights save time: long texts, and enough to read.
 
     Only the settings of one text count, not how many there are: it is to be the same alone and in company.
     """
-    weights = list(model.parameters())
-    large = new_tokens >= WORTHWHILE_TOKENS and sum(w.numel() for w in weights) >= WORTHWHILE_PARAMETERS
-    return large and all(weight.dtype == torch.float32 for weight in weights)
+    size = sum(weight.numel() for weight in model.parameters())
+    return new_tokens >= WORTHWHILE_TOKENS and size >= WORTHWHILE_PARAMETERS
 
 
 def half_weights(matrices: Sequence[Tensor]) -> list[Tensor] | None:
-    """Float16 copies, one behind the other in huge pages; None where float16 cannot hold a number."""
+    """Float16 copies of float32 matrices, one behind the other in huge pages.
+
+    None where float16 cannot hold a number, or they are not float32.
+    """
+    if any(matrix.dtype != torch.float32 for matrix in matrices):
+        return None
     pack_half = kernels().pack_half
     pack_half.restype = ctypes.c_bool
     room = [-(-2 * matrix.numel() // ALIGNMENT) * ALIGNMENT for matrix in matrices]

@@ -3,6 +3,7 @@
 The classes named like C structures are those of that file, field by field.
 """
 
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.generate.half import half_weights
+from hasten.generate.twelve import Packed, twelve_bits
 from hasten.model.attention import Attention
 from hasten.model.block import Block
 from hasten.model.config import ModelConfig
@@ -19,6 +21,7 @@ from hasten.model.transformer import Decoder
 from hasten.ops.kernels.library import kernels, on_cpu
 
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+TWELVE = 3
 ACTIVATIONS = {
     "gelu": 0, "gelu_tanh": 1, "relu_squared": 2, "silu": 3, "relu": 4,
     "geglu": 0, "geglu_tanh": 1, "swiglu": 3,
@@ -57,7 +60,10 @@ THREADED_BYTES = 2**20
 
 
 class Matrix(Structure):
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("inputs", c_int64)]
+    _fields_ = [
+        *(("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("inputs", c_int64)),
+        *(("exponents", c_void_p), ("odd", c_void_p), ("num_odd", c_int64)),
+    ]
 
 
 class Norm(Structure):
@@ -106,23 +112,26 @@ class Cache(Structure):
 
 
 class NativeDecoder:
-    """The weights of a `Decoder`, as they are or as float16, ready for `step`.
+    """The weights of a `Decoder`, as they are or as a smaller copy, ready for `step`.
 
-    It points into the model's parameters: where they change, make another.
+    It points into the model's parameters: where they change, make another.  `twelve` allows bfloat16 in
+    twelve bits, which changes no number; `half` allows float32 to be rounded to float16, keys and values too.
+    Where neither can hold the weights, they stay as they are.
     """
 
-    def __init__(self, model: Decoder, half: bool = False) -> None:
-        """Raises nothing: where float16 cannot hold the weights, they stay as they are."""
+    def __init__(self, model: Decoder, *, half: bool = False, twelve: bool = False) -> None:
         self.decode_step = kernels().decode_step
         self.held: list[Tensor] = []  # what the structures point to
         stored = model.embedding.weight.dtype
         matrices = matrices_of(model)
-        copies = half_weights(list(matrices.values())) if half else None
-        self.matrices = matrices if copies is None else dict(zip(matrices, copies, strict=True))
-        self.cache_dtype = stored if copies is None else torch.float16
+        copies = smaller(matrices, half=half, twelve=twelve)
+        self.matrices: Mapping[nn.Module, Tensor | Packed] = copies[0] if copies else matrices
+        kind = copies[1] if copies else KINDS[stored]
+        self.shapes = {module: matrix.shape for module, matrix in matrices.items()}
+        self.cache_dtype = torch.float16 if half and kind != KINDS[stored] else stored
         self.local = model.config.local_rope_theta is not None
         self.layers = (Layer * len(model.layers))(*map(self.layer, model.layers.values()))
-        self.model = self.describe(model, KINDS[stored if copies is None else torch.float16])
+        self.model = self.describe(model, kind)
         self.num_bytes = sum(matrix.nbytes for matrix in self.matrices.values())
 
     def describe(self, model: Decoder, kind: int) -> Model:
@@ -172,8 +181,12 @@ class NativeDecoder:
         """The structure for a linear layer, or for an embedding that serves as one; empty for None."""
         if module is None:
             return Matrix()
-        weight = self.matrices[module]
-        return Matrix(weight.data_ptr(), self.float32(getattr(module, "bias", None)), *weight.shape)
+        weight, shape = self.matrices[module], self.shapes[module]
+        bias = self.float32(getattr(module, "bias", None))
+        if not isinstance(weight, Packed):
+            return Matrix(weight.data_ptr(), bias, *shape)
+        beside = weight.exponents.data_ptr(), weight.odd.data_ptr(), len(weight.odd)
+        return Matrix(weight.blocks.data_ptr(), bias, *shape, *beside)
 
     def float32(self, vector: Tensor | None) -> int | None:
         """Where a vector lies in float32."""
@@ -202,6 +215,18 @@ def matrices_of(model: Decoder) -> dict[nn.Module, Tensor]:
         module: module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)
     }
     return found if model.head is not None else {**found, model.embedding: model.embedding.weight.detach()}
+
+
+def smaller(
+    matrices: dict[nn.Module, Tensor], *, half: bool, twelve: bool
+) -> tuple[dict[nn.Module, Tensor | Packed], int] | None:
+    """Copies of the matrices that are read faster, and their kind; None where nothing allowed holds them."""
+    weights = list(matrices.values())
+    if twelve and (packed := twelve_bits(weights)):
+        return dict(zip(matrices, packed, strict=True)), TWELVE
+    if half and (halved := half_weights(weights)):
+        return dict(zip(matrices, halved, strict=True)), KINDS[torch.float16]
+    return None
 
 
 def follows(config: ModelConfig) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hasten.generate.cache import KeyValueCache
 from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
-from hasten.generate.half import worth_halving
+from hasten.generate.half import worth_packing
 from hasten.generate.native import NativeDecoder, can_decode
 from hasten.generate.source_cache import SourceCache
 from hasten.model.config import ModelConfig
@@ -65,8 +65,8 @@ def native_decoder(model: Writer, config: GenerateConfig) -> NativeDecoder | Non
     """The C++ that reads single tokens, where it computes what this model does."""
     if not isinstance(model, Decoder) or not can_decode(model):
         return None
-    half = config.precision == "auto" and worth_halving(model, config.max_new_tokens)
-    return NativeDecoder(model, half)
+    packed = worth_packing(model, config.max_new_tokens)
+    return NativeDecoder(model, half=packed and config.precision == "auto", twelve=packed)
 
 
 def batches(rows: Sequence[Row], batch_rows: int) -> Iterator[list[Row]]:

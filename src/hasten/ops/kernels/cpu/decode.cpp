@@ -6,29 +6,20 @@
 // of threads, so a text is the same alone and in company.
 //
 // Letters: B rows, D model width, H query heads, G key/value heads, K head width, F feed-forward width, V
-// vocabulary.  Numbers are float32; weights and the cache are float32, float16 or bfloat16.
-#include "vector.h"
-
-#include <omp.h>
-
-#include <algorithm>
+// vocabulary.  Numbers are float32; weights and the cache are float32, float16 or bfloat16, which
+// twelve bits of weights may stand for (project.h).
 #include <cmath>
-#include <cstdint>
 #include <vector>
+
+#include "project.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;
+using namespace decoding;
 
-enum Kind : int64_t { FLOAT32, FLOAT16, BFLOAT16 };
+enum Kind : int64_t { FLOAT32, FLOAT16, BFLOAT16, TWELVE };
 enum Activation : int64_t { GELU, GELU_TANH, RELU_SQUARED, SILU, RELU };
 enum Place : int64_t { BEFORE, AFTER, BOTH };
-
-struct Matrix {
-  const void* weight;  // [outputs, inputs]; null where the model has none
-  const float* bias;   // [outputs] or null
-  int64_t outputs, inputs;
-};
 
 struct Norm {
   const float* weight;  // null: no weight
@@ -69,18 +60,6 @@ struct Cache {
   int64_t rows, filled, capacity;
 };
 
-struct Half { uint16_t bits; };
-
-inline __mmask16 first(int64_t count) { return count >= LANES ? 0xFFFF : (__mmask16)((1u << count) - 1); }
-
-inline __m512 load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-inline __m512 load(const Half* p, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)); }
-inline void store(Half* p, __m512 v, __mmask16 m) {
-  _mm256_mask_storeu_epi16(p, m, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-using ::load;
-using ::store;
-
 inline __m512 activated(__m512 x, int64_t kind) {
   switch (kind) {
     case GELU: return _mm512_mul_ps(x, normal_cdf(x, exp(_mm512_mul_ps(_mm512_mul_ps(x, x), all(-0.5f)))));
@@ -95,99 +74,6 @@ inline __m512 activated(__m512 x, int64_t kind) {
     }
     case RELU: return _mm512_max_ps(_mm512_setzero_ps(), x);
     default: return _mm512_mul_ps(x, sigmoid(x).value);
-  }
-}
-
-// The sums of four vectors, each by the same tree.
-inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 each = _mm512_add_ps(
-      _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
-      _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
-  const __m256 fold = _mm256_add_ps(_mm512_castps512_ps256(each), _mm512_extractf32x8_ps(each, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(fold), _mm256_extractf128_ps(fold, 1));
-}
-
-// The outputs [begin, end) of `count` that are this thread's, in whole tiles.
-constexpr int64_t TILE = 8;
-struct Share { int64_t begin, end; };
-inline Share share_of(int64_t count) {
-  const int64_t tiles = (count + TILE - 1) / TILE, threads = omp_get_num_threads(), me = omp_get_thread_num();
-  return {std::min(tiles * me / threads * TILE, count), std::min(tiles * (me + 1) / threads * TILE, count)};
-}
-
-// R outputs of C rows side by side: sum[r][c] = w[r] . x[c], each in the order of k.
-//
-// One output after the other is read as fast as memory can, without help.  Of outputs side by side the
-// processor does not foresee what comes next: the tile that follows is asked for, in the order in which it lies.
-template <class W, int R, int C>
-inline void multiply(const W* w, const float* x, int64_t n, bool fetch, __m512 (&sum)[R][C]) {
-  for (auto& row : sum)
-    for (auto& one : row) one = _mm512_setzero_ps();
-  const char* ahead = (const char*)(w + R * n);
-  int64_t k = 0;
-  for (; k + LANES <= n; k += LANES) {
-    __m512 xs[C];
-    for (int c = 0; c < C; c++) xs[c] = load(x + c * n + k);
-    if (R > 1 && fetch)
-      for (int at = 0; at < R * LANES * (int)sizeof(W); at += 64) _mm_prefetch(ahead + k * R * sizeof(W) + at, _MM_HINT_T1);
-    for (int r = 0; r < R; r++) {
-      const __m512 weight = load(w + r * n + k);
-      for (int c = 0; c < C; c++) sum[r][c] = fma(weight, xs[c], sum[r][c]);
-    }
-  }
-  if (k == n) return;
-  const __mmask16 rest = first(n - k);
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) sum[r][c] = fma(load(w + r * n + k, rest), load(x + c * n + k, rest), sum[r][c]);
-}
-
-// The first `count` of four sums, with the bias and what was there before.
-inline void emit(const Matrix& m, int64_t output, int64_t count, float* out, bool add, __m128 total) {
-  const __mmask8 here = count >= 4 ? 15 : (__mmask8)((1 << count) - 1);
-  if (m.bias) total = _mm_add_ps(total, _mm_maskz_loadu_ps(here, m.bias + output));
-  if (add) total = _mm_add_ps(total, _mm_maskz_loadu_ps(here, out + output));
-  _mm_mask_storeu_ps(out + output, here, total);
-}
-
-// A whole tile of outputs for C rows, side by side.
-template <class W, int C>
-inline void tile(const Matrix& m, int64_t output, const float* x, float* out, bool fetch, bool add) {
-  __m512 sum[TILE][C];
-  multiply((const W*)m.weight + output * m.inputs, x, m.inputs, fetch, sum);
-  for (int r = 0; r < TILE; r += 4)
-    for (int c = 0; c < C; c++)
-      emit(m, output + r, 4, out + c * m.outputs, add, sums(sum[r][c], sum[r + 1][c], sum[r + 2][c], sum[r + 3][c]));
-}
-
-// Up to a tile of outputs for one row, one after the other.
-template <class W>
-inline void sequence(const Matrix& m, int64_t output, int64_t count, const float* x, float* out, bool add) {
-  for (int64_t begin = 0; begin < count; begin += 4) {
-    __m512 sum[4][1][1];
-    for (auto& one : sum) one[0][0] = _mm512_setzero_ps();
-    for (int64_t r = 0; r < std::min<int64_t>(4, count - begin); r++)
-      multiply((const W*)m.weight + (output + begin + r) * m.inputs, x, m.inputs, false, sum[r]);
-    emit(m, output + begin, count - begin, out, add, sums(sum[0][0][0], sum[1][0][0], sum[2][0][0], sum[3][0][0]));
-  }
-}
-
-// This thread's outputs of x W' + bias: x [B, inputs] -> out [B, outputs], added to it where `add`.  The
-// weights come from memory once for all rows.
-template <class W>
-void project(const Matrix& m, const float* x, float* out, int64_t rows, bool add = false) {
-  const Share mine = share_of(m.outputs);
-  for (int64_t o = mine.begin; o < mine.end; o += TILE) {
-    const int64_t count = std::min(TILE, mine.end - o);
-    int64_t row = 0;
-    const auto from = [&] { return x + row * m.inputs; };
-    const auto to = [&] { return out + row * m.outputs; };
-    if (rows > 1 && count == TILE) {  // three rows at a time, but 4 = 2 + 2
-      for (; rows - row >= 5 || rows - row == 3; row += 3) tile<W, 3>(m, o, from(), to(), row == 0, add);
-      for (; rows - row >= 2; row += 2) tile<W, 2>(m, o, from(), to(), row == 0, add);
-    }
-    for (; row < rows; row++) sequence<W>(m, o, count, from(), to(), add);
   }
 }
 
@@ -491,20 +377,7 @@ extern "C" void decode_step(const Model* model, const Cache* cache, const int64_
                             int64_t threads) {
   auto go = model->weight_kind == FLOAT32   ? step_with<float>
             : model->weight_kind == FLOAT16 ? step_with<Half>
+            : model->weight_kind == TWELVE  ? step_with<Twelve>
                                             : step_with<bf16>;
   go(*model, *cache, tokens, logits, (int)threads);
-}
-
-// Round `count` float32 numbers to float16; false where one is beyond it, or not a number.
-extern "C" bool pack_half(const float* from, uint16_t* to, int64_t count) {
-  const __m512 most = all(65504.f);
-  __mmask16 beyond = 0;
-#pragma omp parallel for schedule(static) reduction(| : beyond)
-  for (int64_t k = 0; k < count; k += LANES) {
-    const __mmask16 m = first(count - k);
-    const __m512 v = load(from + k, m);
-    beyond |= _mm512_cmp_ps_mask(_mm512_abs_ps(v), most, _CMP_NLE_UQ);
-    store((Half*)to + k, v, m);
-  }
-  return beyond == 0;
 }
