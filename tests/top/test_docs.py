@@ -46,8 +46,8 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for b in blocks for line in re.findall(r"^hasten .*$", b, re.M)]
 
 
-USED = ("import", "export", "translate", "embed", "inspect")
-"""Verbs that take a model and no recipe."""
+USED = ("import", "export", "translate", "embed", "inspect", "plan")
+"""Verbs with options of their own beside a recipe's, or none of a recipe's."""
 TINY = {"vocab_size": 258, "dim": 32, "num_layers": 2, "num_heads": 4, "max_positions": 64}
 LLAMA = {"preset": "smollm2-135m", "num_kv_heads": 2, "head_dim": 8, "ffn_dim": 64}
 BERT = {"kind": "encoder", "norm": "layer", "norm_place": "after", "position": "learned", "head": "none"}

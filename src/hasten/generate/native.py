@@ -62,7 +62,7 @@ THREADED_BYTES = 2**20
 class Matrix(Structure):
     _fields_ = [
         *(("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("inputs", c_int64)),
-        *(("exponents", c_void_p), ("odd", c_void_p), ("num_odd", c_int64)),
+        *(("exponents", c_void_p), ("odd", c_void_p), ("num_odd", c_int64), ("whole", c_void_p)),
     ]
 
 
@@ -185,7 +185,7 @@ class NativeDecoder:
         bias = self.float32(getattr(module, "bias", None))
         if not isinstance(weight, Packed):
             return Matrix(weight.data_ptr(), bias, *shape)
-        beside = weight.exponents.data_ptr(), weight.odd.data_ptr(), len(weight.odd)
+        beside = weight.exponents.data_ptr(), weight.odd.data_ptr(), len(weight.odd), weight.whole.data_ptr()
         return Matrix(weight.blocks.data_ptr(), bias, *shape, *beside)
 
     def float32(self, vector: Tensor | None) -> int | None:

@@ -28,6 +28,7 @@ class Packed:
     blocks: Tensor  # int16, whatever they are
     exponents: Tensor  # int32 [16]
     odd: Tensor  # int32 [n, 3]: output, input, and a float32's bits
+    whole: Tensor  # bfloat16 [outputs, inputs], which several rows read together
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +67,7 @@ def pack(matrix: Tensor, blocks: Tensor) -> Packed | None:
     count = pack_twelve(
         address(short), *shape, address(blocks), address(exponents), address(odd), ctypes.c_int64(room)
     )
-    return None if count < 0 else Packed(blocks, exponents, odd[:count].clone())
+    return None if count < 0 else Packed(blocks, exponents, odd[:count].clone(), short)
 
 
 def as_bfloat16(matrix: Tensor) -> Tensor | None:

@@ -2,8 +2,8 @@
 //
 // Weights are float32, float16, bfloat16, or bfloat16 in twelve bits: the exponents of a matrix are nearly always
 // among fifteen neighbours, so four bits tell which, and sign and fraction stay as they are.  The few numbers with
-// another exponent are kept beside the matrix, which holds 0 in their place: nothing is rounded, and a quarter of the
-// bytes need not be read.  (Huffman codes take less still, Zhang et al. 2025, "DFloat11", but no vector decodes them.)
+// another exponent are kept beside the matrix, which holds 0 in their place, and put back as it is read: not a bit of
+// a sum is another, and a quarter of the bytes need not be read.  (Huffman codes take less still, Zhang et al. 2025, "DFloat11", but no vector decodes them.)
 //
 // Letters: B rows, as in decode.cpp.
 #pragma once
@@ -38,7 +38,7 @@ struct Twelve {
   uint64_t codes[2];
 };
 
-// A number that a matrix in twelve bits lacks.
+// A number that a matrix in twelve bits lacks: it holds 0 there.
 struct Odd {
   int32_t output, input;
   float value;
@@ -49,8 +49,9 @@ struct Matrix {
   const float* bias;   // [outputs] or null
   int64_t outputs, inputs;
   const int32_t* exponents;  // of twelve bits: [16], each where float32 has it
-  const Odd* odd;            // by output
+  const Odd* odd;            // by output, then by input
   int64_t num_odd;
+  const bf16* whole;         // what twelve bits stand for: faster where several rows share what is read
 };
 
 // The weights of a matrix, sixteen at a time from the i-th on.
@@ -94,12 +95,20 @@ inline __m512 dot(const Weights<W>& w, int64_t from, const float* x, int64_t n) 
   return k == n ? sum : fma(w.at(from + k, first(n - k)), load(x + k, first(n - k)), sum);
 }
 
-inline __m512 dot(const Weights<Twelve>& w, int64_t from, const float* x, int64_t n) {
+// The same with the odd numbers of this output, each in its place: every bit is as with the whole weights.
+inline __m512 dot(const Weights<Twelve>& w, int64_t from, const float* x, int64_t n, const Odd* odd, const Odd* end) {
   __m512 sum = _mm512_setzero_ps();
   const Twelve* block = w.from + from / 32;
   for (int64_t k = 0; k < n; k += 32, block++) {
-    sum = fma(w.sixteen(*block, 0), load(x + k), sum);
-    sum = fma(w.sixteen(*block, 1), load(x + k + LANES), sum);
+    __m512 lower = w.sixteen(*block, 0), upper = w.sixteen(*block, 1);
+    for (; odd < end && odd->input < k + 32; odd++) {
+      const int lane = odd->input - k;
+      const __m512 value = _mm512_set1_ps(odd->value);
+      if (lane < LANES) lower = _mm512_mask_mov_ps(lower, 1 << lane, value);
+      else upper = _mm512_mask_mov_ps(upper, 1 << (lane - LANES), value);
+    }
+    sum = fma(lower, load(x + k), sum);
+    sum = fma(upper, load(x + k + LANES), sum);
   }
   return sum;
 }
@@ -123,15 +132,14 @@ inline Share share_of(int64_t count) {
   return {std::min(tiles * me / threads * TILE, count), std::min(tiles * (me + 1) / threads * TILE, count)};
 }
 
-// R outputs from `output` on, of C rows side by side: sum[r][c] = w[r] . x[c], each in the order of k.
+// R outputs whose weights begin at `from`, of C rows side by side: sum[r][c] = w[r] . x[c], each in the order of k.
 //
 // Of outputs side by side the processor does not foresee what comes next: the tile that follows is asked for, in the
 // order in which it lies.
 template <class W, int R, int C>
-inline void multiply(const Weights<W>& w, int64_t output, const float* x, int64_t n, bool fetch, __m512 (&sum)[R][C]) {
+inline void multiply(const Weights<W>& w, int64_t from, const float* x, int64_t n, bool fetch, __m512 (&sum)[R][C]) {
   for (auto& row : sum)
     for (auto& one : row) one = _mm512_setzero_ps();
-  const int64_t from = output * n;
   const char* ahead = (const char*)w.from + (from + R * n) / LANES * w.BYTES;
   int64_t k = 0;
   for (; k + LANES <= n; k += LANES) {
@@ -162,7 +170,7 @@ inline void emit(const Matrix& m, int64_t output, int64_t count, float* out, boo
 template <class W, int C>
 inline void tile(const Matrix& m, const Weights<W>& w, int64_t output, const float* x, float* out, bool fetch, bool add) {
   __m512 sum[TILE][C];
-  multiply(w, output, x, m.inputs, fetch, sum);
+  multiply(w, output * m.inputs, x, m.inputs, fetch, sum);
   for (int r = 0; r < TILE; r += 4)
     for (int c = 0; c < C; c++)
       emit(m, output + r, 4, out + c * m.outputs, add, sums(sum[r][c], sum[r + 1][c], sum[r + 2][c], sum[r + 3][c]));
@@ -179,15 +187,6 @@ inline void sequence(const Matrix& m, const Weights<W>& w, int64_t output, int64
       sum[r] = begin + r < count ? dot(w, (output + begin + r) * m.inputs, x, m.inputs) : _mm512_setzero_ps();
     emit(m, output + begin, count - begin, out, add, sums(sum[0], sum[1], sum[2], sum[3]));
   }
-}
-
-// What this thread's outputs lack.
-inline void add_odd(const Matrix& m, Share mine, const float* x, float* out, int64_t rows) {
-  const auto before = [](const Odd& odd, int64_t output) { return odd.output < output; };
-  const Odd* end = m.odd + m.num_odd;
-  for (const Odd* odd = std::lower_bound(m.odd, end, mine.begin, before); odd < end && odd->output < mine.end; odd++)
-    for (int64_t row = 0; row < rows; row++)
-      out[row * m.outputs + odd->output] += odd->value * x[row * m.inputs + odd->input];
 }
 
 // This thread's outputs of x W' + bias: x [B, inputs] -> out [B, outputs], added to it where `add`.  The
@@ -207,7 +206,29 @@ void project(const Matrix& m, const float* x, float* out, int64_t rows, bool add
     }
     for (; row < rows; row++) sequence<W>(m, w, o, count, from(), to(), add);
   }
-  if (m.num_odd) add_odd(m, mine, x, out, rows);
+}
+
+// Twelve bits are for one row; several share what is read, and are faster with whole weights, equal to the bit.
+template <>
+inline void project<Twelve>(const Matrix& m, const float* x, float* out, int64_t rows, bool add) {
+  if (rows > 1) {
+    Matrix whole = m;
+    whole.weight = m.whole;
+    return project<bf16>(whole, x, out, rows, add);
+  }
+  const Share mine = share_of(m.outputs);
+  const Weights<Twelve> w(m);
+  const auto before = [](const Odd& odd, int64_t output) { return odd.output < output; };
+  const Odd *end = m.odd + m.num_odd, *odd = std::lower_bound(m.odd, end, mine.begin, before);
+  for (int64_t o = mine.begin; o < mine.end; o += 4) {
+    __m512 sum[4];
+    for (int64_t r = 0; r < 4; r++) {
+      const Odd* first = odd;
+      while (odd < end && odd->output == o + r) odd++;
+      sum[r] = o + r < mine.end ? dot(w, (o + r) * m.inputs, x, m.inputs, first, odd) : _mm512_setzero_ps();
+    }
+    emit(m, o, mine.end - o, out, add, sums(sum[0], sum[1], sum[2], sum[3]));
+  }
 }
 
 }  // namespace decoding
