@@ -7,7 +7,8 @@ Every arm has a process of its own that loads the same random weights and waits 
 gives one turn to each arm, so that a busy machine meets them alike.  A turn continues the same random prompts
 twice, by one token and by many; what the many took longer is the time of decoding.  "hasten auto" is what
 users get from float32 weights, packed as float16 while loading; the other arms are named after their
-precision; bfloat16 is read in twelve bits, exactly.  llama.cpp is called without the copies and samplers of its Python binding.
+precision, and "hasten bf16" reads bfloat16 in twelve bits, exactly.  llama.cpp is called without the copies
+and samplers of its Python binding.
 
 The bound is the bandwidth at which memory can be read, measured between the repeats, over the bytes of the
 matrices in 16 bits.  The JSON on the last line has all repeats, medians, ratios, the arms whose packages are
