@@ -44,7 +44,7 @@ class Parcel:
 def opened(place: Path, pickle: bool = False, on_tensor: OnTensor = lambda done, total: None) -> Parcel:
     """What is at `place`: a GGUF file, a run or checkpoint of ours, or a Hugging Face folder."""
     if place.is_file():
-        return opened_gguf(place)
+        return opened_gguf(place, on_tensor)
     folder = checkpoint_in(place)
     model: Transformer
     if is_checkpoint(folder):
@@ -58,12 +58,13 @@ def opened(place: Path, pickle: bool = False, on_tensor: OnTensor = lambda done,
     return Parcel(model, types, tokenizer, template_source(folder), folder, title_of(place))
 
 
-def opened_gguf(place: Path) -> Parcel:
+def opened_gguf(place: Path, on_tensor: OnTensor) -> Parcel:
     """What is in a GGUF file; its numbers, whatever they were packed as, are float32 from here on."""
     if place.suffix.lower() != ".gguf":
         raise ConfigError(f"{place}: is a file; give the folder that holds it, or a .gguf file")
     model, tokenizer, template = load_gguf(place)
     types = {name: tensor.dtype for name, tensor in weights_of(model).items()}
+    on_tensor(len(types) - 1, len(types))
     return Parcel(model, types, tokenizer, template, None, title_of(place))
 
 
