@@ -64,13 +64,12 @@ struct Weights {
   __m512 at(int64_t i, __mmask16 lanes) const { return load(from + i, lanes); }
 };
 
+// One row alone reads twelve bits: a half of a block, 0 or 1, at a time.
 template <>
 struct Weights<Twelve> {
-  static constexpr int64_t BYTES = 24;
   const Twelve* from;
   const __m512i exponents;
   explicit Weights(const Matrix& m) : from((const Twelve*)m.weight), exponents(_mm512_loadu_si512(m.exponents)) {}
-  __m512 at(int64_t i) const { return sixteen(from[(uint64_t)i / 32], (uint64_t)i / LANES % 2); }
   __m512 sixteen(const Twelve& block, int half) const {
     const __m512i shifts = _mm512_set_epi32(28, 28, 24, 24, 20, 20, 16, 16, 12, 12, 8, 8, 4, 4, 0, 0);
     const __m512i codes = _mm512_srlv_epi32(_mm512_set1_epi64(block.codes[half]), shifts);
@@ -83,7 +82,6 @@ struct Weights<Twelve> {
     const __m512i rest = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), twice);
     return (__m512)_mm512_ternarylogic_epi32(_mm512_set1_epi32(0x7F800000), exponent, rest, 0xCA);
   }
-  __m512 at(int64_t i, __mmask16 lanes) const { return _mm512_maskz_mov_ps(lanes, at(i)); }
 };
 
 // w . x for one output and one row, in the order of k.
