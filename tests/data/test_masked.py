@@ -11,7 +11,7 @@ import torch
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.errors import ConfigError
 from hasten.data.config import MaskingConfig
-from hasten.data.masked import MaskedCorpus
+from hasten.data.masked import MaskedCorpus, Masking
 from hasten.data.shards import ShardWriter
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.tokenizer.train import TokenizerConfig, train
@@ -93,9 +93,20 @@ def test_whole_words_are_hidden_and_never_a_special_token_or_padding(made):
         assert not (asked & (batch.segments[0] == 0)).any()
         assert not set(text[asked].tolist()) & tokenizer.special_ids
         starts = WordStarts(tokenizer)(text.numpy())
-        starts[1:] |= (batch.segments[0][1:] != batch.segments[0][:-1]).numpy()
+        special = np.isin(text.numpy(), list(tokenizer.special_ids))
+        starts[1:] |= (batch.segments[0][1:] != batch.segments[0][:-1]).numpy() | special[:-1]
         for word in np.split(asked.numpy(), np.flatnonzero(starts)[1:]):
             assert word.all() or not word.any()
+
+
+def test_the_rest_of_a_word_that_a_piece_begins_with_is_a_word_of_its_own(tokenizers):
+    tokenizer = tokenizers["wordpiece"]
+    mark = tokenizer.bos_id, tokenizer.eot_id
+    one, more = next(ids for w in TEXT.split() if len(ids := tokenizer.encode(w)) > 1)[:2]
+    tokens = np.array([mark[0], more, one, more, mark[1], mark[0], more, more, one, mark[1], 0, 0])
+    segments = np.array([1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0])
+    words = Masking(tokenizer, MaskingConfig(), len(tokens)).words(tokens, segments)
+    assert words.tolist() == [-1, 0, 1, 1, -1, -1, 2, 2, 3, -1, -1, -1]
 
 
 def test_the_share_that_is_asked_and_how_it_is_shown_are_as_configured(tokenizers, tmp_path):

@@ -96,6 +96,21 @@ def test_kinds_that_work_on_bytes_lose_nothing(kind: str, text: str):
 LEARNT: dict[str, module.Tokenizer] = {}
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_the_same_text_gives_the_same_vocabulary_in_every_process(kind: str):
+    code = (
+        "import hashlib, random, sys; from hasten.tokenizer.train import TokenizerConfig, train\n"
+        "rng = random.Random(1); letters = 'abcdefghijklmnopqrstuvwxyz你好世界一二三#'\n"
+        "words = [''.join(rng.choices(letters, k=rng.randint(1, 5))) for _ in range(400)]\n"
+        "size = 120 if sys.argv[1] == 'wordpiece' else 320\n"
+        "config = TokenizerConfig(kind=sys.argv[1], vocab_size=size, min_frequency=1)\n"
+        "made = train([' '.join(words)] * 3, config, progress=False)\n"
+        "print(hashlib.sha256(made.inner.to_str().encode()).hexdigest())"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code, kind], capture_output=True) for _ in range(3)]
+    assert len({run.stdout for run in runs}) == 1 and runs[0].stdout, runs[0].stderr
+
+
 def test_wordpiece_has_berts_roles_and_reads_lower_case():
     learnt = train(texts(50), TokenizerConfig(kind="wordpiece", vocab_size=60), False)
     names = [learnt.inner.id_to_token(id) for id in (learnt.bos_id, learnt.eot_id, learnt.pad_id)]

@@ -201,9 +201,10 @@ class Masking:
     def words(self, tokens: Integers, segments: Integers) -> Integers:
         """[T]: the number of each token's word, -1 for what is never hidden."""
         usable = (segments > 0) & ~self.special[tokens]
-        begins = np.append(True, segments[1:] != segments[:-1])
+        # A piece may begin within a word: what is left of it is a word of its own, not the row's last one's end.
+        begins = np.append(True, (segments[1:] != segments[:-1]) | ~usable[:-1])
         if self.config.whole_words:
-            begins |= self.starts(tokens) | ~usable
+            begins |= self.starts(tokens)
         else:
             begins[:] = True
         words = np.cumsum(begins & usable) - 1

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import tokenizers
 import xxhash
 from pydantic import Field, model_validator
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hasten.core.config import Config
 from hasten.core.console import Progress, say
 from hasten.core.errors import DataError
+from hasten.tokenizer import wordpiece
 from hasten.tokenizer.files import byte_level
 from hasten.tokenizer.tokenizer import Tokenizer, no_unicode
 
@@ -48,7 +49,9 @@ class TokenizerConfig(Config):
     """Learn a vocabulary from the training text.
 
     `bpe` and `unigram` work on bytes: any text comes back exactly as it went in.  `wordpiece` is
-    BERT's: lower-case, without accents, [UNK] for letters it has not met.
+    BERT's: lower-case, without accents, [UNK] for letters it has not met.  The same text gives the same
+    vocabulary every time, except that `unigram` may differ in its rarest tokens: the library sums its
+    probabilities in an order that varies.
     """
 
     kind: Literal["bpe", "unigram", "wordpiece"] = "bpe"
@@ -97,8 +100,7 @@ def train(texts: Iterable[str], config: TokenizerConfig, progress: bool = True) 
     pieces, seen, used = sample(texts, config.sample_bytes, progress)
     if not pieces:
         raise DataError("tokenizer: there is no text to learn from; check data.sources")
-    inner, trainer = blank(config)
-    inner.train_from_iterator(pieces, trainer)
+    inner = learn(pieces, config)
     check_size(inner.get_vocab_size(), config, used)
     part = "" if used == seen else f", an even sample of the {seen / 1e6:,.1f} MB there are (sample_bytes)"
     if part or progress:
@@ -163,26 +165,25 @@ def cut(texts: Iterable[str]) -> Iterator[str]:
             yield text[start:]
 
 
+def learn(pieces: list[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    """The library's tokenizer of the configured kind, learnt from `pieces`."""
+    if config.kind == "wordpiece":
+        return wordpiece.train(pieces, config.specials, config.vocab_size, config.min_frequency)
+    inner, trainer = blank(config)
+    inner.train_from_iterator(pieces, trainer)
+    return inner
+
+
 def blank(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Any]:
-    """An untrained tokenizer of the configured kind, and the library's trainer for it."""
+    """An untrained tokenizer that works on bytes, and the library's trainer for it."""
+    inner = tokenizers.Tokenizer(models.BPE() if config.kind == "bpe" else models.Unigram())
+    inner.pre_tokenizer, inner.decoder = byte_level(PATTERN), decoders.ByteLevel()
     common: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "special_tokens": list(config.specials),
         "show_progress": False,
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
     }
-    if config.kind == "wordpiece":
-        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        inner.normalizer, inner.pre_tokenizer = (
-            normalizers.BertNormalizer(),
-            pre_tokenizers.BertPreTokenizer(),
-        )
-        inner.decoder = decoders.WordPiece()
-        # Rare characters beyond half of the vocabulary become [UNK]; words need the other half.
-        common |= {"min_frequency": config.min_frequency, "limit_alphabet": config.vocab_size // 2}
-        return inner, trainers.WordPieceTrainer(**common)
-    inner = tokenizers.Tokenizer(models.BPE() if config.kind == "bpe" else models.Unigram())
-    inner.pre_tokenizer, inner.decoder = byte_level(PATTERN), decoders.ByteLevel()
-    common |= {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
     if config.kind == "unigram":
         return inner, trainers.UnigramTrainer(**common)
     limits: dict[str, Any] = {"min_frequency": config.min_frequency, "max_token_length": MAX_TOKEN_CHARS}
