@@ -201,7 +201,7 @@ class Masking:
     def words(self, tokens: Integers, segments: Integers) -> Integers:
         """[T]: the number of each token's word, -1 for what is never hidden."""
         usable = (segments > 0) & ~self.special[tokens]
-        # A piece may begin within a word: what is left of it is a word of its own, not the row's last one's end.
+        # A piece may begin within a word: what is left of it is a word of its own, not the end of the last.
         begins = np.append(True, (segments[1:] != segments[:-1]) | ~usable[:-1])
         if self.config.whole_words:
             begins |= self.starts(tokens)
