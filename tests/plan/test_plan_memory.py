@@ -4,6 +4,7 @@ import pytest
 
 from hasten.model.config import ModelConfig
 from hasten.model.presets import PRESETS
+from hasten.parallel.schedules import program, simulate
 from hasten.plan.layout import Layout, split_layers
 from hasten.plan.memory import (
     FRAGMENTS,
@@ -19,7 +20,6 @@ from hasten.plan.memory import (
     peak_memory,
     stage_layers,
 )
-from hasten.plan.schedules import program, simulate
 from hasten.plan.work import Work
 
 ROW, DIM, HEADS = 2048, 12_288, 96

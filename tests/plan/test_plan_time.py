@@ -7,11 +7,11 @@ import pytest
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
 from hasten.model.presets import PRESETS
+from hasten.parallel.schedules import program, simulate
 from hasten.plan.hardware import DEVICES, LINKS, parse_hardware
 from hasten.plan.layout import Layout
 from hasten.plan.memory import parameters_on
 from hasten.plan.rates import FIT, Software
-from hasten.plan.schedules import program, simulate
 from hasten.plan.time import Clockwork
 from hasten.plan.work import Work
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from html import escape
 
+from hasten.parallel.schedules import Op, Span, Timeline, program, simulate
 from hasten.plan.layout import Layout
-from hasten.plan.schedules import Op, Span, Timeline, program, simulate
 
 MOST_MICRO_BATCHES = 16  # of a drawing: more are a repetition
 COLUMNS = 150  # of a terminal's drawing

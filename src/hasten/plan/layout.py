@@ -2,14 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from hasten.core.errors import ConfigError
+from hasten.parallel.config import Order, Recompute, Stage
 from hasten.plan.work import Work
-
-Recompute = Literal["none", "selective", "full"]
-Stage = Literal[1, 2, 3]
-Order = Literal["gpipe", "1f1b", "interleaved"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from hasten.core.errors import ConfigError
-from hasten.plan.layout import Order
+from hasten.parallel.config import Order
 
 Kind = Literal["forward", "backward"]
 Time = float | int | Fraction

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from hasten.core.errors import ConfigError
-from hasten.plan.schedules import DeadlockError, Op, bubble_share, program, simulate
+from hasten.parallel.schedules import DeadlockError, Op, bubble_share, program, simulate
 
 
 def unit(op: Op) -> int:
