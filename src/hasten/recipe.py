@@ -20,6 +20,7 @@ from hasten.generate.config import GenerateConfig
 from hasten.ledger.config import BenchConfig
 from hasten.model.config import ModelConfig
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.parallel.config import ParallelConfig
 from hasten.report.page import ReportConfig
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.config import TrainConfig
@@ -54,6 +55,7 @@ class Recipe(Config):
     model: ModelConfig = ModelConfig()
     objective: CrossEntropy = CrossEntropy()
     train: TrainConfig = TrainConfig(epochs=1)
+    parallel: ParallelConfig = ParallelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
     report: ReportConfig = ReportConfig()
@@ -134,9 +136,9 @@ class Recipe(Config):
             weights=self.weights() if split == "train" else None,
         )
 
-    def check_batch(self, world_size: int) -> None:
-        """Refuse batches that are not whole rows, equally many for each process."""
-        self.train.batch_rows(self.text.row_tokens, world_size)
+    def check_batch(self, replicas: int) -> None:
+        """Refuse batches that are not whole rows, equally many for each replica of the model."""
+        self.train.batch_rows(self.text.row_tokens, replicas)
         self.train.micro_rows(self.text.row_tokens)
 
     def weights(self) -> dict[str, float] | None:

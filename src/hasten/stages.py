@@ -24,7 +24,9 @@ from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
 from hasten.generate.translate import CHUNK_LINES
 from hasten.generate.translate import translate as translate_lines
-from hasten.model.transformer import Seq2Seq, build
+from hasten.model.transformer import Seq2Seq
+from hasten.parallel.apply import parallelize
+from hasten.parallel.grid import Grid
 from hasten.recipe import Recipe
 from hasten.report.inspect.config import InspectConfig
 from hasten.report.inspect.look import look
@@ -64,19 +66,22 @@ def assemble(recipe: Recipe, started: float) -> Run:
     """The parts of a training put together, in a folder of its own."""
     runtime = start(recipe.device)
     recipe.examples()  # before any data is read
+    grid = Grid.make(runtime, recipe.parallel)
     prepared = recipe.prepared()
     tokenizer = Tokenizer.load(prepared.tokenizer)
     architecture = recipe.architecture(tokenizer)
-    recipe.check_batch(runtime.world_size)  # before anything is written
+    recipe.check_batch(grid.replicas)  # before anything is written
     if runtime.rank == 0:
         claim(recipe)
         # The report reads the run's folder alone, so what became of the data is noted there too.
         shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
     held_out = prepared.splits.get("validation")
+    model, arrangement = parallelize(architecture, recipe.train.seed, grid)
     return Run(
         recipe.output,
         recipe.train,
-        model=build(architecture, recipe.train.seed, runtime.device),
+        model=model,
+        arrangement=arrangement,
         objective=recipe.objective,
         corpus=recipe.corpus(prepared, "train", tokenizer),
         validation=recipe.corpus(prepared, "validation", tokenizer) if held_out else None,

@@ -13,6 +13,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder, build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.parallel import gradients
+from hasten.parallel.arrangement import Arrangement
 from hasten.parallel.gradients import buckets, clip_gradients, sum_gradients
 from hasten.train.engine import Whole
 from hasten.train.optim import AdamWConfig, Optimizer
@@ -29,28 +30,28 @@ def parameter(*gradient: float) -> nn.Parameter:
 
 
 def test_gradients_longer_than_the_limit_are_scaled_to_it_together() -> None:
-    held = [parameter(3.0, 0.0), parameter(4.0)]
+    held = {"a": parameter(3.0, 0.0), "b": parameter(4.0)}
     assert clip_gradients(held, max_norm=1.0) == pytest.approx(5.0)
-    torch.testing.assert_close(held[0].grad, torch.tensor([0.6, 0.0]), rtol=1e-5, atol=0)
-    torch.testing.assert_close(held[1].grad, torch.tensor([0.8]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(held["a"].grad, torch.tensor([0.6, 0.0]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(held["b"].grad, torch.tensor([0.8]), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("limit", [None, 5.1])
 def test_gradients_within_the_limit_stay_as_they_are(limit: float | None) -> None:
-    held = [parameter(3.0, 0.0), parameter(4.0), nn.Parameter(torch.zeros(1))]
+    held = {"a": parameter(3.0, 0.0), "b": parameter(4.0), "c": nn.Parameter(torch.zeros(1))}
     assert clip_gradients(held, limit) == 5.0
-    assert held[0].grad is not None and held[0].grad.tolist() == [3.0, 0.0]
-    assert held[2].grad is None
+    assert held["a"].grad is not None and held["a"].grad.tolist() == [3.0, 0.0]
+    assert held["c"].grad is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_shows_in_the_norm(value: float) -> None:
-    assert not clip_gradients([parameter(1.0), parameter(value)], max_norm=1.0).isfinite()
+    assert not clip_gradients({"a": parameter(1.0), "b": parameter(value)}, max_norm=1.0).isfinite()
 
 
 def test_a_single_process_has_nothing_to_add_up() -> None:
-    held = [parameter(1.0), nn.Parameter(torch.zeros(1))]
-    sum_gradients(held, None)
+    held = nn.ParameterList([parameter(1.0), nn.Parameter(torch.zeros(1))])
+    sum_gradients(held, Arrangement.of(held, Runtime(CPU)))
     assert held[0].grad == 1.0 and held[1].grad is None
 
 
@@ -106,7 +107,8 @@ def uneven_sum(runtime: Runtime) -> dict[str, Tensor]:
     held[3].grad = torch.tensor([0.5, runtime.rank], dtype=torch.float64)
     if runtime.rank == 1:
         held[2].grad = torch.tensor([7.0])
-    sum_gradients(held, runtime.group)
+    model = nn.ParameterList(held)
+    sum_gradients(model, Arrangement.of(model, runtime))
     return {f"sum {i}": p.grad for i, p in enumerate(held) if p.grad is not None}
 
 

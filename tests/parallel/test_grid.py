@@ -43,13 +43,13 @@ def test_degrees_that_do_not_make_up_the_processes_are_refused(config, processes
 
 
 def test_a_grid_of_one_has_no_groups() -> None:
-    grid = Grid.make(ParallelConfig(), Runtime(torch.device("cpu")))
+    grid = Grid.make(Runtime(torch.device("cpu")))
     assert grid.alone and grid.replica == 0 and grid.replicas == 1
     assert all(grid.group(*axes) is None for axes in PLANES)
 
 
 def sums(runtime: Runtime) -> dict[str, float]:
-    grid = Grid.make(ParallelConfig(tensor=2, shard=2), runtime)
+    grid = Grid.make(runtime, ParallelConfig(tensor=2, shard=2))
     found = {}
     for axes in PLANES:
         if (group := grid.group(*axes)) is not None:
@@ -61,9 +61,6 @@ def sums(runtime: Runtime) -> dict[str, float]:
 
 def test_a_group_joins_the_processes_of_its_line() -> None:
     first, *_, last = together(4, sums)
-    tensor, shard = (
-        {"tensor": 3.0, "context+tensor": 3.0},
-        dict.fromkeys(("shard", "data+shard+context"), 5.0),
-    )
-    assert first == {**tensor, **shard, "shard+context": 5.0}
+    shard = dict.fromkeys(("shard", "data+shard+context", "shard+context"), 5.0)
+    assert first == {"tensor": 3.0, **shard, "data+shard+context+tensor": 15.0}
     assert last["tensor"] == 12.0 and last["shard"] == 10.0

@@ -10,12 +10,13 @@ from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from hasten.core.runtime import Runtime
 from hasten.parallel.config import Axis
 from hasten.parallel.grid import Grid
 
 
 class Split(NamedTuple):
-    """The part of a parameter that tensor parallelism left here: `length` from `start` of `whole` in `dim`."""
+    """What tensor parallelism left here of a parameter: `length` of `whole` from `start`, in `dim`."""
 
     dim: int
     start: int
@@ -48,6 +49,15 @@ class Arrangement:
     """Held by several stages of a pipeline, such as a tied table: each sees a part of the gradient."""
     counted: dict[str, bool] = field(default_factory=dict)
     """Of those, whether this stage's copy is the one that norms count and checkpoints keep."""
+    all_here: bool = True
+    speaks_for: dict[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, runtime: Runtime) -> "Arrangement":
+        """That of a model which every process holds whole."""
+        arrangement = cls(Grid.make(runtime))
+        arrangement.note(model)
+        return arrangement
 
     def piece(self, name: str, parameter: Tensor) -> Piece:
         """The box of the whole parameter `name` that this process holds in `local(parameter)`."""
@@ -62,23 +72,33 @@ class Arrangement:
             whole[split.dim] = split.whole
         return Piece(tuple(start), tuple(shape), tuple(whole))
 
-    def pieces(self, model: nn.Module) -> dict[str, Piece]:
-        """The box of each parameter of `model` that is here."""
-        return {name: self.piece(name, parameter) for name, parameter in model.named_parameters()}
+    @torch.no_grad()
+    def held(self, model: nn.Module) -> dict[str, tuple[Piece, Tensor]]:
+        """What of each parameter of `model` is here, and which box of the whole that is."""
+        return {name: (self.piece(name, p), local(p).detach()) for name, p in model.named_parameters()}
 
-    def is_replica(self, name: str, parameter: Tensor) -> bool:
-        """Whether another process keeps the same box and speaks for it in norms and checkpoints.
-
-        Of equal copies the one with the lowest coordinates speaks.
-        """
-        place = self.grid.place
-        sharded = isinstance(parameter, DTensor) and any(
-            not isinstance(placement, Replicate) for placement in parameter.placements
+    def note(self, model: nn.Module) -> None:
+        """Remember, once a model is arranged, what of it this process speaks for."""
+        held = dict(model.named_parameters())
+        self.all_here = self.grid.degrees["pipeline"] == 1 and not (
+            self.splits or any(map(is_sharded, held.values()))
         )
+        self.speaks_for = {name: self.speaks(name, parameter) for name, parameter in held.items()}
+
+    def speaks(self, name: str, parameter: Tensor) -> bool:
+        """Whether, of all processes that hold this box, it is this one that counts it and saves it.
+
+        Of equal copies, that with the lowest coordinates.
+        """
         copies: list[Axis] = ["data"]
-        copies += [] if sharded else ["shard", "context"]
+        copies += [] if is_sharded(parameter) else ["shard", "context"]
         copies += [] if name in self.splits else ["tensor"]
-        return any(place[axis] for axis in copies) or not self.counted.get(name, True)
+        return self.counted.get(name, True) and not any(self.grid.place[axis] for axis in copies)
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether FSDP has left a part of it here."""
+    return isinstance(parameter, DTensor) and any(not isinstance(p, Replicate) for p in parameter.placements)
 
 
 def local(tensor: Tensor) -> Tensor:

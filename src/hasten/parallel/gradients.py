@@ -1,28 +1,51 @@
 """Gradients of the whole batch: their sum over processes, their norm, their clipping."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from hasten.parallel.arrangement import Arrangement, local
 
 BUCKET_BYTES = 64 * 2**20
 
 
 @torch.no_grad()
-def sum_gradients(parameters: Sequence[Tensor], group: distributed.ProcessGroup | None) -> None:
-    """Add up each parameter's gradient over the group, in place; None is a group of one.
+def sum_gradients(model: nn.Module, arrangement: Arrangement) -> None:
+    """Add up each parameter's gradient over all processes that saw a part of it, in place.
 
     A parameter without a gradient counts as zero, so that every process sends the same tensors whatever
-    its share of the batch touched.
+    its share of the batch touched.  FSDP has added up over rows and tokens what it shards.
     """
-    if group is None:
+    if arrangement.grid.alone:
         return
-    for parameter in parameters:
+    held = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in held.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    grid = arrangement.grid
+    rows = [p for p in held.values() if not isinstance(p, DTensor)]
+    partial = [p for name, p in held.items() if name in arrangement.partial]
+    work = [(rows, grid.group("data", "shard", "context")), (partial, grid.group("tensor"))]
+    # Several stages hold a tied table; each has a group for it, and the names come in one order everywhere.
+    work += [([held[name]], group) for name, group in sorted_by_name(arrangement.stages) if name in held]
+    for parameters, group in work:
+        if group is not None:
+            sum_over(group, [local(p.grad) for p in parameters if p.grad is not None])
+
+
+def sorted_by_name(groups: Mapping[str, ProcessGroup]) -> list[tuple[str, ProcessGroup]]:
+    """Names with their groups, in an order that all processes share."""
+    return sorted(groups.items(), key=lambda item: item[0])
+
+
+def sum_over(group: ProcessGroup, gradients: Sequence[Tensor]) -> None:
+    """Add up tensors over a group, in place, in few messages."""
     sent = []
-    for bucket in buckets([p.grad for p in parameters if p.grad is not None]):
+    for bucket in buckets(gradients):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         sent.append((bucket, flat, distributed.all_reduce(flat, group=group, async_op=True)))
     for bucket, flat, work in sent:
@@ -45,10 +68,26 @@ def buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
-    """Scale all gradients so that their joint L2 norm is at most `max_norm`; return the norm before, []."""
-    held = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm([p.grad for p in held if p.grad is not None], foreach=True)
+def clip_gradients(
+    parameters: Mapping[str, Tensor], max_norm: float | None, arrangement: Arrangement | None = None
+) -> Tensor:
+    """Scale all gradients so that their joint L2 norm is at most `max_norm`; return the norm before, [].
+
+    `parameters` are by name what is here of each.  Of boxes that several processes hold one counts.
+    """
+    held = [parameter for parameter in parameters.values() if parameter.grad is not None]
+    norm = joint_norm({n: p.grad for n, p in parameters.items() if p.grad is not None}, arrangement)
     if max_norm is not None:
         clip_grads_with_norm_(held, max_norm, norm, foreach=True)
     return norm
+
+
+def joint_norm(gradients: Mapping[str, Tensor], arrangement: Arrangement | None) -> Tensor:
+    """The L2 norm [] of all gradients of a model, equal on all processes."""
+    if arrangement is None or arrangement.all_here:
+        return get_total_norm(gradients.values(), foreach=True)
+    mine = [gradient for name, gradient in gradients.items() if arrangement.speaks_for[name]]
+    square = get_total_norm(mine, foreach=True).square() if mine else torch.zeros(())
+    square = square.to(arrangement.grid.device)
+    distributed.all_reduce(square)
+    return square.sqrt()

@@ -19,7 +19,7 @@ PLANES: tuple[tuple[Axis, ...], ...] = (
     *((axis,) for axis in AXES),
     ("data", "shard", "context"),  # what sums gradients: every process that saw other tokens
     ("shard", "context"),  # what FSDP shards over
-    ("context", "tensor"),  # what holds the same rows
+    ("data", "shard", "context", "tensor"),  # what holds parts and copies of the same layers
 )
 """The sets of axes that have a group, along which they vary."""
 
@@ -35,11 +35,12 @@ class Grid:
     groups: dict[tuple[Axis, ...], ProcessGroup] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, config: ParallelConfig, runtime: Runtime) -> "Grid":
-        """The grid of all processes; every one of them calls this at the same moment.
+    def make(cls, runtime: Runtime, config: ParallelConfig | None = None) -> "Grid":
+        """The grid of all processes, by default replicas; every one of them calls this at the same moment.
 
         Raises ConfigError where the degrees do not make up the number of processes.
         """
+        config = config or ParallelConfig()
         degrees = degrees_of(config, runtime.world_size)
         place = coordinates(runtime.rank, degrees)
         return cls(config, degrees, place, runtime.device, make_groups(degrees, runtime.rank))
@@ -57,6 +58,16 @@ class Grid:
     def replica(self) -> int:
         """Which of those parts is this process's."""
         return self.place["data"] * self.degrees["shard"] + self.place["shard"]
+
+    @property
+    def speaks_for_rows(self) -> bool:
+        """Whether, of the processes that have the same rows, it is this one that counts them."""
+        return not any(self.place[axis] for axis in ("pipeline", "context", "tensor"))
+
+    @property
+    def seed_place(self) -> int:
+        """What random numbers inside a step depend on: other rows and tokens, not other parts of a matrix."""
+        return self.replica * self.degrees["context"] + self.place["context"]
 
     @property
     def alone(self) -> bool:

@@ -19,6 +19,8 @@ from hasten.model.transformer import Transformer
 from hasten.objective.protocol import Objective
 from hasten.ops.flex import DocumentAttention
 from hasten.ops.kernels.library import library
+from hasten.parallel.arrangement import Arrangement
+from hasten.parallel.fsdp import forget_whole, sum_at
 from hasten.parallel.gradients import sum_gradients
 
 
@@ -28,21 +30,22 @@ class Engine(Protocol):
     model: nn.Module
     objective: Objective
     runtime: Runtime
+    arrangement: Arrangement
 
     def run(self, batches: Sequence[Batch], scale: Tensor) -> Tensor:
         """Leave the gradient of the group's summed loss times `scale` in `.grad`; return this rank's share.
 
-        The share of the loss is [], in float32 on the device.
+        The share of the loss is [], in float32 on the device; those of all processes add up to it.
         """
         ...
 
     def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's summed loss [], count [] and correct guesses [], without dropout and gradients."""
+        """This rank's share of loss [], count [] and correct guesses [], without dropout and gradients."""
         ...
 
 
 class Whole:
-    """The whole model on one device; ranks share the batch and add up their gradients.
+    """All layers on one device, whole or a part of each; processes share the batch and add up gradients.
 
     `packed` says that rows may hold several documents: all batches then look alike to compiled code.
     """
@@ -56,7 +59,10 @@ class Whole:
         precision: str,
         compiled: bool,
         packed: bool = False,
+        arrangement: Arrangement | None = None,
     ) -> None:
+        self.arrangement = arrangement or Arrangement.of(model, runtime)
+        self.grid = self.arrangement.grid
         self.model, self.objective, self.runtime, self.precision = model, objective, runtime, precision
         self.alike = compiled and packed
         self.documents = DocumentAttention() if can_skip_tiles(runtime.device) else None
@@ -72,28 +78,33 @@ class Whole:
         """Forward and backward of each micro-batch, then one sum of gradients over the group."""
         self.model.train()
         total = torch.zeros((), device=self.runtime.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            sum_at(self.model, number == len(batches), self.grid.config.stage)
             with self.ready(batch) as here:
                 loss = self.forward(here) * scale
                 loss.backward()
             total += loss.detach()
-        sum_gradients([p for p in self.model.parameters() if p.requires_grad], self.runtime.group)
-        return total
+        sum_gradients(self.model, self.arrangement)
+        return self.share(total)
 
     @torch.no_grad()
     def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss, count and correct guesses of this rank's batches; the model is in evaluation mode."""
         training = self.model.training
         self.model.eval()
-        total, count, correct = torch.zeros(3, dtype=torch.float64, device=self.runtime.device)
+        total, correct = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
         for batch in batches:
             with self.ready(batch) as here, self.autocast():
                 hidden = self.model(**self.objective.inputs(here))
                 total += self.loss(self.model, hidden, here)
                 correct += self.objective.correct(self.model, hidden, here)
-            count += self.objective.count(batch)
+        forget_whole(self.model)
         self.model.train(training)
-        return total, count, correct
+        return self.share(total), count_of(self, batches), self.share(correct)
+
+    def share(self, figure: Tensor) -> Tensor:
+        """This process's share of a figure that all parts of a matrix have alike."""
+        return figure if self.grid.place["tensor"] == 0 else torch.zeros_like(figure)
 
     @contextmanager
     def ready(self, batch: Batch) -> Iterator[Batch]:
@@ -116,6 +127,28 @@ class Whole:
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in bf16 on fp32 weights, or everything in fp32."""
         return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.precision != "fp32")
+
+
+def make_engine(
+    model: nn.Module,
+    objective: Objective,
+    runtime: Runtime,
+    *,
+    precision: str,
+    compiled: bool,
+    packed: bool = False,
+    arrangement: Arrangement | None = None,
+) -> Engine:
+    """What runs an arranged model."""
+    options: dict[str, Any] = {"precision": precision, "compiled": compiled, "packed": packed}
+    return Whole(model, objective, runtime, arrangement=arrangement, **options)
+
+
+def count_of(engine: Engine, batches: Sequence[Batch]) -> Tensor:
+    """This process's share [] of what the loss sums over, on the device; of equal rows one counts them."""
+    count = torch.stack([engine.objective.count(batch) for batch in batches]).sum()
+    count = count if engine.arrangement.grid.speaks_for_rows else torch.zeros_like(count)
+    return count.to(engine.runtime.device, non_blocking=True)  # else a GPU's queue would run empty here
 
 
 def with_segments(batch: Batch) -> Batch:

@@ -18,6 +18,7 @@ from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.layout import role
 from hasten.ops.orthogonalize import orthogonalize
+from hasten.parallel.arrangement import Arrangement, local
 from hasten.train.transfer import KINDS, Base, Kind, choose_turns, factors, kind
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -184,8 +185,14 @@ class Optimizer:
         config: AdamWConfig | MuonConfig,
         rates: Mapping[Kind, float] | None = None,
         turns: int = 1,
+        arrangement: Arrangement | None = None,
     ) -> None:
-        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # What FSDP shards is updated as the plain tensor that is here: so every rule can be any function.
+        with torch.no_grad():
+            self.parameters = {name: local(parameter) for name, parameter in trained.items()}
+        self.sharded = [(p, self.parameters[n]) for n, p in trained.items() if p is not self.parameters[n]]
+        self.names = {parameter: name for name, parameter in self.parameters.items()}
         rates = rates or {each: config.rate(each) for each in KINDS}
         groups = [
             {"params": members, "lr": rate, "role": role}
@@ -195,10 +202,10 @@ class Optimizer:
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.rates = [group["lr"] for group in self.groups]
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        """All parameters that are trained."""
-        return list(self.names)
+    def receive(self) -> None:
+        """Take over the gradients of what is sharded, before they are looked at."""
+        for sharded, here in self.sharded:
+            here.grad = None if sharded.grad is None else local(sharded.grad)
 
     def step(self, multiplier: float, finite: Tensor, turn: int | None = None) -> None:
         """Update with `multiplier` on every learning rate; not a bit changes where `finite` [] is False.
@@ -215,7 +222,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameter in self.names:
+        for parameter in (*self.names, *(sharded for sharded, _ in self.sharded)):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -48,23 +48,32 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, model: ModelConfig, corpus: Corpus, objective: Objective, runtime: Runtime
+    config: TrainConfig,
+    model: ModelConfig,
+    corpus: Corpus,
+    objective: Objective,
+    runtime: Runtime,
+    *,
+    replicas: int | None = None,
 ) -> Plan:
-    """Decide what the recipe left open; raises ConfigError or DataError where it cannot work."""
-    row_tokens, world_size = corpus.row_tokens, runtime.world_size
-    rows = config.batch_rows(row_tokens, world_size)
+    """Decide what the recipe left open; raises ConfigError or DataError where it cannot work.
+
+    Of a step's rows each of `replicas`, by default each process, takes a part.
+    """
+    row_tokens, replicas = corpus.row_tokens, replicas or runtime.world_size
+    rows = config.batch_rows(row_tokens, replicas)
     precision = choose_precision(config.precision, runtime.device)
     micro_rows = config.micro_rows(row_tokens) or choose_micro_rows(
         model,
-        rows // world_size,
+        rows // replicas,
         row_tokens,
         device=runtime.device,
         precision=precision,
         optimizer=config.optimizer.kind,
-        chunk_tokens=logits_at_once(objective, rows // world_size * row_tokens, model, runtime.device),
+        chunk_tokens=logits_at_once(objective, rows // replicas * row_tokens, model, runtime.device),
         head_share=corpus.head_share,
     )
-    corpus.check(rows, micro_rows, world_size)
+    corpus.check(rows, micro_rows, replicas)
     horizon = make_horizon(config, rows, corpus.num_rows)
     shape = micro_rows, row_tokens, corpus.source_tokens, round(corpus.head_share * row_tokens)
     return Plan(

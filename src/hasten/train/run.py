@@ -17,6 +17,7 @@ from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
 from hasten.model.transformer import Transformer
 from hasten.objective.protocol import Objective
+from hasten.parallel.arrangement import Arrangement
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
 from hasten.train.config import TrainConfig
@@ -97,13 +98,16 @@ class Run:
         tokenizer: Path | None = None,
         parent: str | None = None,
         started: float | None = None,
+        arrangement: Arrangement | None = None,
     ) -> None:
+        self.arrangement = arrangement or Arrangement.of(model, runtime)
+        self.grid = self.arrangement.grid
         self.started = time.monotonic() if started is None else started
         self.times = make_times(self.started, runtime.device)
         self.folder, self.config, self.runtime, self.model = folder, config, runtime, model
         self.corpus, self.tokenizer, self.parent = corpus, tokenizer, parent
         self.objective = objective
-        self.plan = make_plan(config, model.config, corpus, self.objective, runtime)
+        self.plan = make_plan(config, model.config, corpus, objective, runtime, replicas=self.grid.replicas)
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
         self.rates = learning_rates(config.optimizer, model.config, self.plan.batch_tokens)
         self.optimizer = Optimizer(
@@ -131,6 +135,7 @@ class Run:
             max_tokens=self.config.validation_tokens,
             micro_rows=self.plan.micro_rows,
             tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
+            grid=self.grid,
         )
 
     def fit(self) -> Summary:
@@ -146,6 +151,7 @@ class Run:
             precision=self.plan.precision,
             compiled=compiled,
             packed=self.corpus.packed,
+            arrangement=self.arrangement,
         )
         with (
             self.signals,
@@ -211,8 +217,8 @@ class Run:
             data_step,
             rows=self.plan.batch_rows,
             micro_rows=self.state.micro_rows,
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
+            rank=self.grid.replica,
+            world_size=self.grid.replicas,
         )
         return [pinned(batch) for batch in batches] if self.runtime.device.type == "cuda" else batches
 
@@ -222,7 +228,7 @@ class Run:
         with self.times.of(DATA):
             batches = next(self.batches)
         # Dropout too is a function of the step alone, on any number of ranks, whatever was drawn before.
-        torch.manual_seed(step_seed(self.config.seed, self.state.data_step, self.runtime.rank))
+        torch.manual_seed(step_seed(self.config.seed, self.state.data_step, self.grid.seed_place))
         multiplier = self.config.schedule.multiplier(moment.progress, self.state.step)
         with self.times.step() as halfway:
             outcome = train_step(
@@ -266,7 +272,8 @@ class Run:
 
     def sound(self) -> bool:
         """Whether all weights are finite: nothing else may become a checkpoint to go back to."""
-        return bool(torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all())
+        held = self.optimizer.parameters.values()
+        return not self.agreement.any(not torch.stack([p.isfinite().all() for p in held]).all())
 
     def roll_back(self) -> None:
         """Weights and optimizer as last saved; the data goes on behind the batches that did harm."""
@@ -305,7 +312,7 @@ class Run:
         planned = self.state.micro_rows
         saved = restore(folder, self.model, self.optimizer)
         self.state = State.from_json(saved, self.state, folder)
-        cut = self.state.micro_rows * self.runtime.world_size
+        cut = self.state.micro_rows * self.grid.replicas
         if self.config.micro_batch_tokens != "auto" or self.plan.batch_rows % cut:
             self.state.micro_rows = planned
         self.pace.restore(Window(**self.state.window))
@@ -379,7 +386,7 @@ class Run:
         )
 
 
-def step_seed(seed: int, data_step: int, rank: int) -> int:
-    """A seed of 63 bits for the randomness inside one step on one rank."""
-    digest = hashlib.sha256(f"{seed} {data_step} {rank}".encode()).digest()
+def step_seed(seed: int, data_step: int, place: int) -> int:
+    """A seed of 63 bits for the randomness inside one step at one place of the batch."""
+    digest = hashlib.sha256(f"{seed} {data_step} {place}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, distributed
 
 from hasten.core.batch import Batch
 from hasten.parallel.gradients import clip_gradients
-from hasten.train.engine import Engine
+from hasten.train.engine import Engine, count_of
 from hasten.train.optim import Optimizer
 
 
@@ -40,15 +39,15 @@ def train_step(
     want to know.
     """
     group = engine.runtime.group
-    count = torch.stack([engine.objective.count(batch) for batch in batches]).sum()
-    count = count.to(engine.runtime.device, non_blocking=True)  # else a GPU's queue would run empty here
+    count = count_of(engine, batches)
     if group is not None:
         distributed.all_reduce(count, group=group)
     loss = engine.run(batches, 1 / count.clamp(min=1))  # a step with nothing to learn is a step of zero
     if group is not None:
         distributed.all_reduce(loss, group=group)
     halfway()
-    norm = clip_gradients(optimizer.parameters, max_norm)
+    optimizer.receive()
+    norm = clip_gradients(optimizer.parameters, max_norm, engine.arrangement)
     finite = loss.isfinite() & norm.isfinite()
     optimizer.step(multiplier, finite, turn)
     optimizer.zero_grad()

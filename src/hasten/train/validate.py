@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
+from hasten.parallel.grid import Grid
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.engine import Engine
 
@@ -28,17 +29,20 @@ class Validation:
         max_tokens: int,
         micro_rows: int,
         tokenizer: Tokenizer | None = None,
+        grid: Grid | None = None,
     ) -> None:
-        self.runtime = runtime
+        self.runtime, grid = runtime, grid or Grid.make(runtime)
         rows = max(max_tokens // corpus.row_tokens, 1)
         self.batches: Sequence[Batch] = list(
-            corpus.sweep(micro_rows, rows=rows, rank=runtime.rank, world_size=runtime.world_size)
+            corpus.sweep(micro_rows, rows=rows, rank=grid.replica, world_size=grid.replicas)
         )
         self.num_tokens = min(rows, corpus.num_rows) * corpus.row_tokens
         self.masked = any("scored" in batch.extra for batch in self.batches)
         # An encoder predicts some tokens and sees the others: its loss is no length of the text.
         by_bytes = tokenizer is not None and tokenizer.is_byte_level and not self.masked
-        self.num_bytes = self.total(count_bytes(self.batches, tokenizer)) if tokenizer and by_bytes else None
+        self.num_bytes = None
+        if tokenizer and by_bytes:
+            self.num_bytes = self.total(count_bytes(self.batches, tokenizer) * grid.speaks_for_rows)
 
     def total(self, figures: Tensor) -> list[float]:
         """Sums over all ranks, as numbers."""

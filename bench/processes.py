@@ -1,4 +1,4 @@
-"""A function in several processes joined by gloo on this machine, for tests."""
+"""A function in several processes of this machine, joined by gloo."""
 
 import os
 import tempfile
