@@ -20,6 +20,7 @@ from processes import together
 from torch import Tensor
 
 from hasten.core.batch import IGNORE, Batch
+from hasten.core.config import override, parse
 from hasten.core.files import write_json
 from hasten.core.runtime import Runtime, environment
 from hasten.model.config import ModelConfig
@@ -37,8 +38,8 @@ SHAPE = {"vocab_size": VOCAB, "dim": 32, "num_heads": 4, "num_layers": 4, "ffn_d
 CASES: dict[str, dict[str, Any]] = {
     "decoder": {**SHAPE, "num_kv_heads": 2},
     "tied": {**SHAPE, "preset": "gpt2", "vocab_size": VOCAB},
-    "masked": {**SHAPE, "preset": "bert", "vocab_size": VOCAB},
-    "seq2seq": {**SHAPE, "preset": "transformer-base", "num_encoder_layers": 4, "vocab_size": VOCAB},
+    "masked": {**SHAPE, "kind": "encoder", "activation": "swiglu"},
+    "seq2seq": {**SHAPE, "kind": "seq2seq", "num_layers": 2, "num_encoder_layers": 2, "tied": True},
 }
 OPTIMIZERS = {"adamw": AdamWConfig(eps=1e-2, learning_rate=1e-2), "muon": MuonConfig()}
 """Adam divides by the size of a gradient: a large eps keeps rounding of small ones from growing."""
@@ -52,7 +53,7 @@ MESHES = {
 
 def mesh_of(words: str) -> ParallelConfig:
     """`shard=2 tensor=2` as a configuration."""
-    return ParallelConfig.model_validate(dict(word.split("=") for word in words.split()))
+    return parse(ParallelConfig, override({}, words.split()), "parity")
 
 
 def rows_of(case: str, step: int) -> Batch:

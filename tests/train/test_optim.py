@@ -239,4 +239,4 @@ def test_gradients_are_forgotten_between_steps() -> None:
     optimizer = Optimizer(model, MuonConfig())
     set_gradients(model, 0)
     optimizer.zero_grad()
-    assert all(parameter.grad is None for parameter in optimizer.parameters)
+    assert all(parameter.grad is None for parameter in optimizer.parameters.values())
