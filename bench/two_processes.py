@@ -47,8 +47,8 @@ def seconds_per_step(runtime: Runtime, mesh: str, shape: Shape, optimizer: str, 
     """The median step of a turn, on this process."""
     torch.set_num_threads(max(len(os.sched_getaffinity(0)) // runtime.world_size, 1))
     grid, table = Grid.make(runtime, mesh_of(mesh)), random_rows(shape)
-    model, arrangement = parallelize(decoder(shape), 0, grid)
     precision = choose_precision("auto", runtime.device)
+    model, arrangement = parallelize(decoder(shape), 0, grid, precision)
     engine = make_engine(
         model, CrossEntropy(), runtime, precision=precision, compiled=False, arrangement=arrangement
     )

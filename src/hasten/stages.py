@@ -37,6 +37,7 @@ from hasten.report.summary import write_summary
 from hasten.serve.chat import chat
 from hasten.serve.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.engine import choose_precision
 from hasten.train.restore import checkpoint_in, load_model
 from hasten.train.run import Run, Summary
 from hasten.train.times import time_table
@@ -76,7 +77,8 @@ def assemble(recipe: Recipe, started: float) -> Run:
         # The report reads the run's folder alone, so what became of the data is noted there too.
         shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
     held_out = prepared.splits.get("validation")
-    model, arrangement = parallelize(architecture, recipe.train.seed, grid)
+    precision = choose_precision(recipe.train.precision, runtime.device)
+    model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision)
     return Run(
         recipe.output,
         recipe.train,

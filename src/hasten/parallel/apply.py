@@ -11,16 +11,19 @@ from hasten.parallel.fsdp import shard
 from hasten.parallel.grid import Grid
 
 
-def parallelize(config: ModelConfig, seed: int, grid: Grid) -> tuple[Transformer, Arrangement]:
+def parallelize(
+    config: ModelConfig, seed: int, grid: Grid, precision: str = "fp32"
+) -> tuple[Transformer, Arrangement]:
     """This process's part of a model with its first weights, bit for bit those of one process.
 
-    The whole model is described and never held: what is not kept here takes no memory.
+    The whole model is described and never held: what is not kept here takes no memory.  `precision` is that
+    of the products.
     """
     arrangement = Arrangement(grid)
     with torch.device("meta"):
         model = assemble(config)
     if grid.degrees["shard"] > 1:
-        shard(model, grid)
+        shard(model, grid, half=precision != "fp32")
     model.to_empty(device=grid.device)
     set_first_weights(model, arrangement, config, seed)
     arrangement.note(model)

@@ -2,24 +2,33 @@
 
 from typing import cast
 
+import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from hasten.model.transformer import Transformer
 from hasten.parallel.grid import Grid
 
 
-def shard(model: nn.Module, grid: Grid) -> None:
+def shard(model: nn.Module, grid: Grid, *, half: bool = False) -> None:
     """Leave a share of each parameter here; whole ones are gathered for a block at a time.
+
+    With `half` they are gathered in bf16, in which the products are made anyway: half of what is sent.  The
+    shares and the sums of gradients stay float32.
 
     What is in no block (embedding, last norm, head) is the root's, and stays gathered until the end of the
     backward pass: a loss may use the head after the forward pass, on any number of chunks.  Gradients are
     summed, not averaged: the loss was divided once, by the count of the whole step.
     """
-    keep_whole = grid.config.stage < 3
+    # Inputs stay as they are: angles of rotary positions in bf16 would be off by whole positions.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for block in cast(Transformer, model).blocks():
-        fully_shard(block, mesh=grid.fsdp_mesh, reshard_after_forward=not keep_whole)
-    fully_shard(model, mesh=grid.fsdp_mesh, reshard_after_forward=False)
+        fully_shard(
+            block, mesh=grid.fsdp_mesh, mp_policy=policy, reshard_after_forward=grid.config.stage == 3
+        )
+    fully_shard(model, mesh=grid.fsdp_mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
