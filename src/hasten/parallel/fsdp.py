@@ -20,7 +20,7 @@ def shard(model: nn.Module, grid: Grid, *, half: bool = False) -> None:
     backward pass: a loss may use the head after the forward pass, on any number of chunks.  Gradients are
     summed, not averaged: the loss was divided once, by the count of the whole step.
     """
-    # Inputs stay as they are: angles of rotary positions in bf16 would be off by whole positions.
+    # Inputs stay as they are: the cosines and sines of positions are not to be rounded.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
