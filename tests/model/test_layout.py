@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hasten.model.config import ModelConfig
-from hasten.model.layout import LAYOUT, role
-from hasten.model.transformer import Decoder, assemble
+from hasten.model.layout import LAYOUT, role, word
+from hasten.model.transformer import assemble
 
 SHAPES = [
     {"preset": "hasten-tiny", "vocab_size": 64},
@@ -39,16 +39,28 @@ def test_every_parameter_has_the_role_that_its_module_plays(shape):
             assert role(name) == ("head" if module is model.head else "matrix"), name
 
 
-def test_the_layout_names_every_linear_but_the_head_and_nothing_else():
+HELD_WHOLE = {"positions", "token_types", "transform.dense", "pooler"}
+"""Tables and linears that are small, or read by all heads."""
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_layout_names_every_linear_and_table_that_is_divided(shape):
     with torch.device("meta"):
-        model = Decoder(ModelConfig(preset="llama3-8b", num_layers=2))
-    named = {
-        name for name, _ in model.named_modules() if any(fnmatch.fnmatch(name, pattern) for pattern in LAYOUT)
+        model = assemble(ModelConfig.model_validate({**shape, "num_layers": 2}))
+    divided = {name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+    named = {name for name, _ in model.named_modules() if word(name)}
+    assert named == divided - HELD_WHOLE
+    assert {name for name in named if word(name) == "rows"} == {
+        name for name in divided if name.endswith((".out", ".down"))
     }
-    linears = {name for name, m in model.named_modules() if isinstance(m, nn.Linear)} - {"head"}
-    assert named == linears | {"embedding"}
+
+
+def test_every_pattern_of_the_layout_names_something():
+    with torch.device("meta"):
+        models = [assemble(ModelConfig.model_validate({**shape, "num_layers": 1})) for shape in SHAPES]
+    names = [name for model in models for name, _ in (*model.named_modules(), *model.named_parameters())]
     for pattern in LAYOUT:
-        assert fnmatch.filter(named, pattern), pattern
+        assert fnmatch.filter(names, pattern), pattern
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -5,6 +5,8 @@ K head width, F feed-forward width, V vocabulary or classes.  No line here knows
 or parallelism: those are arranged around a model by module name, from the table in `layout.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from hasten.model.feed_forward import ACTIVATIONS
 from hasten.model.initial import init_weights
 from hasten.model.norm import make_norm
 from hasten.model.stack import Stack
-from hasten.ops.loss import soft_cap
+from hasten.ops.loss import Head, linear_cross_entropy, soft_cap
 
 
 class Transform(nn.Module):
@@ -32,6 +34,11 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(hidden)))
 
 
+def directly(head: Head, x: Tensor) -> Tensor:
+    """head(x)."""
+    return head(x)
+
+
 class Transformer(nn.Module):
     """What all assemblies share: a table that tokens are read by, and a head that scores."""
 
@@ -46,6 +53,9 @@ class Transformer(nn.Module):
         headless = config.tied or config.head == "none"
         self.head = None if headless else nn.Linear(config.dim, config.head_rows, bias=False)
         self.head_bias = nn.Parameter(torch.empty(config.head_rows)) if config.head_bias else None
+        # Two sockets, for devices that each hold some rows of the head's matrix.
+        self.apply_head: Callable[[Head, Tensor], Tensor] = directly
+        self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy
 
     @property
     def head_weight(self) -> Tensor:
@@ -74,7 +84,10 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of tokens or classes: hidden [..., D] -> [..., V]."""
         assert self.config.head != "none", "this model has no head: its hidden states are what it gives"
-        x = self.head_input(hidden)
+        return self.apply_head(self.scores, self.head_input(hidden))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The head applied to its input: x [..., D] -> [..., V]."""
         scores = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
         if self.head_bias is not None:
             scores = scores + self.head_bias.to(scores.dtype)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.config import Config
 from hasten.model.transformer import Transformer
-from hasten.ops.loss import linear_cross_entropy
 
 WHOLE_BYTES = {"cpu": 2**30, "cuda": 2**32}
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -62,7 +61,7 @@ class CrossEntropy(Config):
         """Summed cross-entropy [] of `hidden` [B, T, D]."""
         transformer = cast(Transformer, model)
         states, targets = scored(hidden, batch)
-        return linear_cross_entropy(
+        return transformer.cross_entropy(
             transformer.head_input(states),
             transformer.head_weight,
             targets,

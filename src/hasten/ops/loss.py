@@ -15,6 +15,8 @@ from hasten.ops.kernels.cross_entropy import cross_entropy_rows
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states [..., D] to logits [..., V]."""
+OverLogits = Callable[..., Tensor]
+"""A function with the arguments of `loss_over_logits`, in its place."""
 SLICE_NUMBERS = {"cpu": 2**18, "cuda": 2**27}
 """Logits in float32 at a time: a megabyte stays in a core's cache; a GPU wants large kernels instead."""
 
@@ -42,6 +44,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     soft_cap: float | None = None,
+    over: OverLogits | None = None,
 ) -> Tensor:
     """Sum of -log softmax(hidden weight^T + bias)[target] over the targets that count.
 
@@ -50,15 +53,19 @@ def linear_cross_entropy(
 
     `z_loss` adds its multiple of the squared log of the softmax's denominator, which keeps logits from
     drifting (Chowdhery et al. 2022).  `label_smoothing` moves that share of a target's weight to all of V.
-    `soft_cap` squeezes the logits first.
+    `soft_cap` squeezes the logits first.  `over` is told the logits of each chunk in place of
+    `loss_over_logits`, where V is a part of a vocabulary.
     """
     terms, targets = Terms(z_loss, label_smoothing, soft_cap), targets.long()
     chunk = max(len(targets), 1) if chunk_tokens is None else chunk_tokens
-    if chunk >= len(targets) and torch.compiler.is_compiling():
+    if over is None and chunk >= len(targets) and torch.compiler.is_compiling():
         return cross_entropy_sum(F.linear(hidden, weight, bias), targets, terms)  # a compiler fuses it itself
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias)):
-        return LinearCrossEntropy.apply(hidden, weight, targets, bias, chunk, terms)
-    return loss_and_gradients(hidden, weight, targets, bias, chunk=chunk, terms=terms, wanted=(False,) * 3)[0]
+        return LinearCrossEntropy.apply(hidden, weight, targets, bias, chunk, terms, over)
+    nothing = (False,) * 3
+    return loss_and_gradients(
+        hidden, weight, targets, bias, chunk=chunk, terms=terms, wanted=nothing, over=over
+    )[0]
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, terms: Terms) -> Tensor:
@@ -88,10 +95,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         chunk: int,
         terms: Terms,
+        over: OverLogits | None,
     ) -> Tensor:
         needed = ctx.needs_input_grad
+        wanted = needed[0], needed[1], needed[3]
         loss, *gradients = loss_and_gradients(
-            hidden, weight, targets, bias, chunk=chunk, terms=terms, wanted=(needed[0], needed[1], needed[3])
+            hidden, weight, targets, bias, chunk=chunk, terms=terms, wanted=wanted, over=over
         )
         ctx.save_for_backward(*gradients)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -104,7 +113,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             None if x is None else x.to(dtype, copy=True).mul_(gradient)
             for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return hidden, weight, None, bias, None, None
+        return hidden, weight, None, bias, None, None, None
 
 
 def loss_and_gradients(
@@ -116,6 +125,7 @@ def loss_and_gradients(
     chunk: int,
     terms: Terms,
     wanted: Sequence[bool],
+    over: OverLogits | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Summed loss [] in float32, and its gradients by hidden states, weight and bias, if `wanted`.
 
@@ -131,7 +141,8 @@ def loss_and_gradients(
     for start in range(0, len(hidden), chunk):
         piece = hidden[start : start + chunk]
         logits = torch.mm(piece, weight.t(), out=buffer[: len(piece)])
-        total += loss_over_logits(logits, targets[start : start + chunk], terms, bias, gradient=any(wanted))
+        its = targets[start : start + chunk]
+        total += (over or loss_over_logits)(logits, its, terms, bias, gradient=any(wanted))
         if dhidden is not None:
             torch.mm(logits, weight, out=dhidden[start : start + chunk])
         if wanted[1]:
@@ -177,24 +188,46 @@ def loss_over_logits(
 
 def slice_loss(logits: Tensor, targets: Tensor, terms: Terms, bias: Tensor | None, gradient: bool) -> Tensor:
     """`loss_over_logits` in plain PyTorch, for rows whose copy in float32 is small."""
-    counted, smoothing = targets != IGNORE, terms.label_smoothing
+    counted = targets != IGNORE
     column = targets.masked_fill(~counted, 0)[:, None]
-    scores = logits.float() if bias is None else logits.float() + bias
-    scores = scores if terms.soft_cap is None else soft_cap(scores, terms.soft_cap)
+    scores = scores_of(logits, terms, bias)
     log_z = scores.logsumexp(dim=-1)
-    hit = scores.gather(1, column)[:, 0]
-    if smoothing:
-        hit = (1 - smoothing) * hit + smoothing * scores.mean(dim=-1)
-    loss = log_z - hit + terms.z_loss * log_z.square()
+    mean = scores.mean(dim=-1) if terms.label_smoothing else None
+    loss = loss_of(log_z, scores.gather(1, column)[:, 0], mean, terms)
     if gradient:
-        slope = (scores - log_z[:, None]).exp_()  # the softmax
-        slope *= (1 + 2 * terms.z_loss * log_z)[:, None]
-        slope -= smoothing / logits.shape[1]
-        slope.scatter_add_(1, column, torch.full_like(column, smoothing - 1, dtype=slope.dtype))
-        if terms.soft_cap is not None:
-            slope *= 1 - (scores / terms.soft_cap).square()
+        hits = torch.ones_like(log_z)
+        slope = slope_of(scores, log_z, column, hits, terms=terms, vocab_size=logits.shape[1])
         logits.copy_(slope.masked_fill_(~counted[:, None], 0))
     return loss.masked_fill(~counted, 0).sum()
+
+
+def scores_of(logits: Tensor, terms: Terms, bias: Tensor | None) -> Tensor:
+    """What the softmax is taken of: float32 [N, V]."""
+    scores = logits.float() if bias is None else logits.float() + bias
+    return scores if terms.soft_cap is None else soft_cap(scores, terms.soft_cap)
+
+
+def loss_of(log_z: Tensor, hit: Tensor, mean: Tensor | None, terms: Terms) -> Tensor:
+    """The loss [N] from the log of the softmax's denominator, the target's score and, to smooth, the mean."""
+    if mean is not None:
+        hit = (1 - terms.label_smoothing) * hit + terms.label_smoothing * mean
+    return log_z - hit + terms.z_loss * log_z.square()
+
+
+def slope_of(
+    scores: Tensor, log_z: Tensor, column: Tensor, hits: Tensor, *, terms: Terms, vocab_size: int
+) -> Tensor:
+    """The gradient by logits [N, V], all of a vocabulary's or some.
+
+    `column` [N, 1] is the target's, where `hits` [N] is 1; where it is 0, the target is none of these.
+    """
+    slope = (scores - log_z[:, None]).exp_()  # the softmax
+    slope *= (1 + 2 * terms.z_loss * log_z)[:, None]
+    slope -= terms.label_smoothing / vocab_size
+    slope.scatter_add_(1, column, ((terms.label_smoothing - 1) * hits)[:, None])
+    if terms.soft_cap is not None:
+        slope *= 1 - (scores / terms.soft_cap).square()
+    return slope
 
 
 def slices(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
