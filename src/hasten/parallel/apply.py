@@ -9,6 +9,8 @@ from hasten.model.transformer import Transformer, assemble
 from hasten.parallel.arrangement import Arrangement, local
 from hasten.parallel.fsdp import shard
 from hasten.parallel.grid import Grid
+from hasten.parallel.ring import fill_sockets
+from hasten.parallel.tensor import split_tensor
 
 
 def parallelize(
@@ -22,6 +24,9 @@ def parallelize(
     arrangement = Arrangement(grid)
     with torch.device("meta"):
         model = assemble(config)
+    arrangement.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    split_tensor(model, arrangement, sequence=grid.config.sequence_parallel)
+    fill_sockets(model, grid)
     if grid.degrees["shard"] > 1:
         shard(model, grid, half=precision != "fp32")
     model.to_empty(device=grid.device)

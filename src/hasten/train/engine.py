@@ -20,6 +20,7 @@ from hasten.objective.protocol import Objective
 from hasten.ops.flex import DocumentAttention
 from hasten.ops.kernels.library import library
 from hasten.parallel.arrangement import Arrangement
+from hasten.parallel.context import split_batch
 from hasten.parallel.fsdp import forget_whole, sum_at
 from hasten.parallel.gradients import sum_gradients
 
@@ -65,7 +66,8 @@ class Whole:
         self.grid = self.arrangement.grid
         self.model, self.objective, self.runtime, self.precision = model, objective, runtime, precision
         self.alike = compiled and packed
-        self.documents = DocumentAttention() if can_skip_tiles(runtime.device) else None
+        rings = self.grid.degrees["context"] > 1
+        self.documents = DocumentAttention() if can_skip_tiles(runtime.device) and not rings else None
         if self.documents is not None:
             attend_by(model, self.documents)
         if precision == "fp8":
@@ -111,6 +113,7 @@ class Whole:
         """One micro-batch on the device, in the form in which all are, and attention set to its documents."""
         # The names of documents stay behind: a compiled loss would be made anew for each of them.
         batch = replace(batch, documents=()).to(self.runtime.device)
+        batch = split_batch(batch, self.grid.place["context"], self.grid.degrees["context"])
         batch = self.objective.enrich(with_segments(batch) if self.alike else batch)
         if self.documents is None:
             yield batch
