@@ -25,6 +25,7 @@ from hasten.core.files import write_json
 from hasten.core.runtime import Runtime, environment
 from hasten.model.config import ModelConfig
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.ops import orthogonalize
 from hasten.parallel.apply import parallelize
 from hasten.parallel.arrangement import Piece
 from hasten.parallel.config import ParallelConfig
@@ -41,8 +42,9 @@ CASES: dict[str, dict[str, Any]] = {
     "masked": {**SHAPE, "kind": "encoder", "activation": "swiglu"},
     "seq2seq": {**SHAPE, "kind": "seq2seq", "num_layers": 2, "num_encoder_layers": 2, "tied": True},
 }
-OPTIMIZERS = {"adamw": AdamWConfig(eps=1e-2, learning_rate=1e-2), "muon": MuonConfig()}
-"""Adam divides by the size of a gradient: a large eps keeps rounding of small ones from growing."""
+OPTIMIZERS = {"adamw": AdamWConfig(eps=1e-2, learning_rate=1e-2), "muon": MuonConfig(eps=1e-2)}
+"""Adam divides by the size of a gradient: a large eps keeps rounding of small ones from growing.  Muon rounds
+to bfloat16 inside, where a rounding more or less shows: `train` has its products in float64."""
 MESHES = {
     2: ("data=2", "shard=2", "shard=2 stage=1", "tensor=2", "tensor=2 sequence_parallel=false",
         "pipeline=2", "pipeline=2 order=gpipe", "pipeline=2 interleave=2", "context=2"),
@@ -101,6 +103,7 @@ def train(
     runtime: Runtime, mesh: str, case: str, optimizer: str = "adamw", micro_rows: int = 1
 ) -> dict[str, Any]:
     """A few steps on this process of a mesh: losses, norms, and what it holds of the weights."""
+    orthogonalize.PRECISION = torch.float64
     grid = Grid.make(runtime, mesh_of(mesh))
     config = ModelConfig.model_validate(CASES[case])
     model, arrangement = parallelize(config, 0, grid)

@@ -6,6 +6,9 @@ Letters in shapes: N matrices, R rows, C columns.
 import torch
 from torch import Tensor
 
+PRECISION = torch.bfloat16
+"""Of the products and of the result.  What compares two ways to the same matrix sets it higher: a quintic's
+slope at zero is above 1000 in all, so that a rounding more or less shows in the smallest singular values."""
 COEFFICIENTS = (
     (8.391185, -24.387926, 17.739370),
     (4.150074, -3.023401, 0.553178),
@@ -29,30 +32,39 @@ TINY = 1e-20
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """U V^T of each matrix U S V^T, with singular values near 1: [N, R, C] -> [N, R, C] in bfloat16.
+    """U V^T of each matrix U S V^T, with singular values near 1: [N, R, C] -> [N, R, C] in PRECISION.
 
     Singular values between 0.1% and 100% of the largest come out between 0.7 and 1.2; smaller ones, and those
     that drown in bfloat16's rounding of the others, come out smaller.  The scale of a matrix does not matter;
     a zero matrix stays zero.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = unit(matrices.mT if tall else matrices).bfloat16()
+    x = unit(matrices.mT if tall else matrices).to(PRECISION)
     gram = x @ x.mT  # [N, R, R], of the shorter side
     squared = gram @ gram
     a, b, c = COEFFICIENTS[0]
     scale = 1 / (MARGIN * eigenvalue_bound(squared).clamp_min(TINY) ** 0.25)
     # The scale goes into the coefficients: scaling three bfloat16 tensors would round each of them again.
-    inner = ((b * scale**3) * gram + (c * scale**5) * squared).bfloat16()
-    x = ((a * scale) * x + inner @ x).bfloat16()
+    inner = ((b * scale**3) * gram + (c * scale**5) * squared).to(PRECISION)
+    x = ((a * scale) * x + inner @ x).to(PRECISION)
     for a, b, c in COEFFICIENTS[1:]:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
+def flops(rows: int, columns: int) -> int:
+    """Floating-point operations of `orthogonalize` on one matrix.
+
+    Each quintic is two products of [R, C] with its like or a square, and one of squares; the bound is four.
+    """
+    r, c = min(rows, columns), max(rows, columns)
+    return 2 * (len(COEFFICIENTS) * (2 * r * r * c + r**3) + SQUARINGS * r**3)
+
+
 def unit(matrices: Tensor) -> Tensor:
-    """Each matrix by its Frobenius norm, in float32; by its largest entry first, for squares underflow."""
-    x = matrices.float()
+    """Each matrix by its Frobenius norm in float32 or more; by its largest entry first: squares underflow."""
+    x = matrices.to(torch.promote_types(PRECISION, torch.float32))
     x = x / x.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(TINY)
 
@@ -70,7 +82,7 @@ def eigenvalue_bound(symmetric: Tensor) -> Tensor:
     for _ in range(SQUARINGS):
         norm = frobenius(power)
         bound, exponent = bound * norm**exponent, exponent / 2
-        shrunk = (power / norm.clamp_min(TINY)).bfloat16()  # powers of a unit matrix do not underflow
+        shrunk = (power / norm.clamp_min(TINY)).to(PRECISION)  # powers of a unit matrix do not underflow
         power = shrunk @ shrunk
     return bound * frobenius(power) ** exponent
 

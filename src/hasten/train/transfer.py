@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from hasten.core.config import Config
 from hasten.model.config import ModelConfig
 from hasten.model.layout import role
-from hasten.ops.orthogonalize import COEFFICIENTS, SQUARINGS
+from hasten.ops.orthogonalize import flops
 
 Kind = Literal["matrix", "output", "embedding", "head", "vector"]
 KINDS: tuple[Kind, ...] = ("matrix", "output", "embedding", "head", "vector")
@@ -72,10 +72,5 @@ def choose_turns(model: ModelConfig, batch_tokens: int) -> int:
 
 
 def orthogonal_flops(model: ModelConfig) -> int:
-    """Floating-point operations of `ops.orthogonalize` on every matrix of the model once.
-
-    Each quintic is two products of [R, C] with its like or a square, and one of squares; the bound is four.
-    """
-    sides = [(min(shape), max(shape)) for shape in model.matrix_shapes]
-    once = sum(len(COEFFICIENTS) * (2 * r * r * c + r**3) + SQUARINGS * r**3 for r, c in sides)
-    return 2 * once
+    """Floating-point operations of `ops.orthogonalize` on every matrix of the model once."""
+    return sum(flops(*shape) for shape in model.matrix_shapes)
