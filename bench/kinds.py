@@ -30,7 +30,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.train.engine import Whole
-from hasten.train.optim import MuonConfig, Optimizer, learning_rates, turns_of
+from hasten.train.optim import MuonConfig, Optimizer, Rates
 from hasten.train.step import train_step
 
 SIZE: dict[str, Any] = {"vocab_size": 8192, "dim": 384, "num_heads": 6, "max_positions": 256}
@@ -111,9 +111,8 @@ class Arm:
         self.parameters = sum(p.numel() for p in model.parameters())
         self.engine = Whole(model, CrossEntropy(), runtime, precision="bf16", compiled=False)
         self.work = [work(self.config, rows, seed) for seed in range(4)]
-        size = self.config, rows * self.config.max_positions
-        rates, every = learning_rates(MuonConfig(), *size), turns_of(MuonConfig(), *size)
-        self.optimizer = Optimizer(model, MuonConfig(), rates, every)
+        rates = Rates.at(MuonConfig(), self.config, rows * self.config.max_positions)
+        self.optimizer = Optimizer(model, MuonConfig(), rates)
 
     def take(self, steps: int) -> float:
         """So many steps; seconds of this thread where there is one, else of the clock."""

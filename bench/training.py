@@ -27,7 +27,7 @@ from hasten.recipe import read
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.config import TrainConfig
 from hasten.train.engine import Whole
-from hasten.train.optim import Optimizer, learning_rates, turns_of
+from hasten.train.optim import Optimizer, Rates
 from hasten.train.plan import make_plan
 from hasten.train.step import train_step
 from hasten.train.validate import Validation
@@ -65,9 +65,8 @@ def train(
     plan = make_plan(config, shape, corpus, loss, runtime)
     decoder = build(shape, config.seed, runtime.device)
     engine = Whole(decoder, loss, runtime, precision=plan.precision, compiled=False)
-    size = shape, plan.batch_tokens
-    rates, every = learning_rates(config.optimizer, *size), turns_of(config.optimizer, *size)
-    optimizer = Optimizer(decoder, config.optimizer, rates, every)
+    rates = Rates.at(config.optimizer, shape, plan.batch_tokens)
+    optimizer = Optimizer(decoder, config.optimizer, rates)
     validation = Validation(
         Corpus(prepared.folder, "validation", row_tokens, 0),
         runtime,

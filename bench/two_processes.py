@@ -30,7 +30,7 @@ from hasten.objective.cross_entropy import CrossEntropy
 from hasten.parallel.apply import parallelize
 from hasten.parallel.grid import Grid
 from hasten.train.engine import choose_precision, make_engine
-from hasten.train.optim import Optimizer, learning_rates, turns_of
+from hasten.train.optim import Optimizer, Rates
 from hasten.train.step import train_step
 
 WARM_UP = 3
@@ -53,10 +53,8 @@ def seconds_per_step(runtime: Runtime, mesh: str, shape: Shape, optimizer: str, 
         model, CrossEntropy(), runtime, precision=precision, compiled=False, arrangement=arrangement
     )
     config = OPTIMIZERS[optimizer]()
-    size = model.config, shape.batch_tokens
-    updater = Optimizer(
-        model, config, learning_rates(config, *size), turns_of(config, *size), arrangement=arrangement
-    )
+    rates = Rates.at(config, model.config, shape.batch_tokens)
+    updater = Optimizer(model, config, rates, arrangement)
     taken = []
     for step in range(WARM_UP + steps):
         rows = own_rows(batch_of(table, shape, step), grid)

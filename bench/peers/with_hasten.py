@@ -12,7 +12,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.train.engine import Whole, choose_precision
-from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, learning_rates, turns_of
+from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, Rates
 from hasten.train.step import train_step
 
 OPTIMIZERS = {"adamw": AdamWConfig, "muon": MuonConfig}
@@ -47,8 +47,7 @@ def train(shape: Shape, voice: Voice, *, optimizer: str, compiled: bool) -> None
     precision = choose_precision("auto", runtime.device)
     engine = Whole(model, CrossEntropy(), runtime, precision=precision, compiled=compiled)
     config = OPTIMIZERS[optimizer]()
-    size = model.config, shape.batch_tokens
-    updater = Optimizer(model, config, learning_rates(config, *size), turns_of(config, *size))
+    updater = Optimizer(model, config, Rates.at(config, model.config, shape.batch_tokens))
     turns, step = Turns(voice), 0
     with Prefetch(lambda step: batch_of(table, shape, step)) as batches:
         while True:

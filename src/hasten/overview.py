@@ -9,7 +9,7 @@ from hasten.core import config
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
 from hasten.recipe import Recipe, shipped
-from hasten.train.optim import learning_rates, turns_of
+from hasten.train.optim import Rates
 
 
 def describe(recipe: Recipe) -> str:
@@ -34,8 +34,7 @@ def costs(recipe: Recipe) -> list[str]:
         f"activations           {megabytes(row)} for one row of a micro-batch",
         *cache(model),
         f"batch                 {recipe.train.batch_tokens:,} tokens a step",
-        f"learning rates        {rates(recipe)}",
-        f"matrices are updated  {pace(recipe)}",
+        *speed(recipe, model),
     ]
 
 
@@ -66,16 +65,15 @@ def row_of(recipe: Recipe, row_tokens: int) -> str:
     return f"rows of {row_tokens:,} tokens"
 
 
-def rates(recipe: Recipe) -> str:
-    """The rate of each kind of parameter at this size."""
-    found = learning_rates(recipe.train.optimizer, recipe.model, recipe.train.batch_tokens)
-    return ", ".join(f"{kind} {rate:.2g}" for kind, rate in found.items())
-
-
-def pace(recipe: Recipe) -> str:
-    """How often a matrix is updated."""
-    turns = turns_of(recipe.train.optimizer, recipe.model, recipe.train.batch_tokens)
-    return "at every step" if turns == 1 else f"every {turns} steps, in turns: orthogonalising is dear here"
+def speed(recipe: Recipe, model: ModelConfig) -> list[str]:
+    """The rate of each kind of parameter at this size, and how often a matrix is updated."""
+    rates = Rates.at(recipe.train.optimizer, model, recipe.train.batch_tokens)
+    each = ", ".join(f"{kind} {rate:.2g}" for kind, rate in rates.each.items())
+    pace = f"every {rates.turns} steps, in turns: orthogonalising is dear here"
+    return [
+        f"learning rates        {each}",
+        f"matrices are updated  {'at every step' if rates.turns == 1 else pace}",
+    ]
 
 
 def known_vocabulary(recipe: Recipe) -> ModelConfig:

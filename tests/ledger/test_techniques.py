@@ -18,11 +18,11 @@ assert not engine.can_skip_tiles(torch.device("cuda"))
 """,
     "batched_muon": """
 import torch
-from hasten.train.optim import Muon
-from hasten.train import optim
+from hasten.train.muon import Muon
+from hasten.train import muon as module
 calls = []
-whole = optim.orthogonalize
-optim.orthogonalize = lambda matrices: calls.append(len(matrices)) or whole(matrices)
+whole = module.orthogonalize
+module.orthogonalize = lambda matrices: calls.append(len(matrices)) or whole(matrices)
 matrices = [torch.nn.Parameter(torch.randn(4, 4)) for _ in range(3)]
 muon = Muon(matrices, lr=0.1)
 for matrix in matrices:

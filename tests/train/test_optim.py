@@ -8,7 +8,8 @@ from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.layout import role
 from hasten.model.transformer import Decoder, build
-from hasten.train.optim import AdamWConfig, Muon, MuonConfig, Optimizer
+from hasten.train.muon import Muon
+from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, Rates
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -96,7 +97,7 @@ def test_muon_with_the_exact_factor_is_the_written_out_update(monkeypatch: pytes
         u, _, v = torch.linalg.svd(batch, full_matrices=False)
         return u @ v
 
-    monkeypatch.setattr("hasten.train.optim.orthogonalize", exact)
+    monkeypatch.setattr("hasten.train.muon.orthogonalize", exact)
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(8, 4, dtype=torch.float64)) for _ in range(3)]
     starts = [weight.detach().clone() for weight in weights]
@@ -155,7 +156,8 @@ def test_matrices_that_take_turns_move_at_every_kth_step_k_times_as_far() -> Non
 
 
 def test_whose_turn_it_is_has_to_be_said() -> None:
-    optimizer = Optimizer(tiny(), MuonConfig(), turns=2)
+    config = MuonConfig()
+    optimizer = Optimizer(tiny(), config, Rates(Rates.written(config).each, turns=2))
     set_gradients(tiny(), 0)
     with pytest.raises(AssertionError, match="say which step"):
         optimizer.step(1.0, YES)

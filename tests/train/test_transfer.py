@@ -1,5 +1,6 @@
 """Rates that follow the size, checked by the coordinates of models trained for a few steps."""
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -13,7 +14,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder, build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.train.engine import Whole
-from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, learning_rates
+from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer, Rates
 from hasten.train.step import train_step
 from hasten.train.transfer import KINDS, LARGEST, Base, factors, kind
 
@@ -51,7 +52,8 @@ def trained(config: ModelConfig, optimizer: Config) -> Decoder:
     multiplier = 0.5 if optimizer.kind == "muon" else 1.0
     model = build(config, seed=0)
     engine = Whole(model, CrossEntropy(), Runtime(torch.device("cpu")), precision="fp32", compiled=False)
-    update = Optimizer(model, optimizer, learning_rates(optimizer, config, Base().batch_tokens))
+    rates = Rates.at(optimizer, config, Base().batch_tokens)
+    update = Optimizer(model, optimizer, replace(rates, turns=1))
     for step in range(STEPS):
         train_step(engine, update, [make_batch(step)], multiplier=multiplier)
     return model
@@ -151,7 +153,7 @@ def test_matrices_that_end_a_branch_are_told_by_their_names() -> None:
 
 def test_the_optimizer_uses_the_rates_of_the_size() -> None:
     config, optimizer = shape(num_layers=4), MuonConfig(base=Base(dim=64, num_layers=2, batch_tokens=512))
-    rates = learning_rates(optimizer, config, batch_tokens=512)
+    rates = Rates.at(optimizer, config, batch_tokens=512)
     model = build(config, seed=0)
     update = Optimizer(model, optimizer, rates)
     used = {update.names[p]: group["lr"] for group in update.groups for p in group["params"]}

@@ -21,7 +21,7 @@ from hasten.ops.attention import fused_attention
 from hasten.ops.kernels import library
 from hasten.recipe import Recipe
 from hasten.report.frame import Words
-from hasten.train import engine, optim, run
+from hasten.train import engine, muon, run
 
 
 def nothing() -> None:
@@ -59,7 +59,7 @@ def without_own_attention() -> None:
 
 def without_batches_of_matrices() -> None:
     """Muon takes one matrix after the other."""
-    optim.by_shape = lambda matrices: [[matrix] for matrix in matrices]
+    muon.by_shape = lambda matrices, places: [[matrix] for matrix in matrices]
 
 
 class InTurn:

@@ -49,6 +49,8 @@ class Arrangement:
     """Held by several stages of a pipeline, such as a tied table: each sees a part of the gradient."""
     counted: dict[str, bool] = field(default_factory=dict)
     """Of those, whether this stage's copy is the one that norms count and checkpoints keep."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of all trained parameters of the whole model, in its order, where some layers are elsewhere."""
     all_here: bool = True
     speaks_for: dict[str, bool] = field(default_factory=dict)
 

@@ -6,7 +6,8 @@ model and of the batch (`train/transfer.py`).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,8 +18,8 @@ from hasten.core.config import Config
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.layout import role
-from hasten.ops.orthogonalize import orthogonalize
 from hasten.parallel.arrangement import Arrangement, local
+from hasten.train.muon import Muon, Place, entire
 from hasten.train.transfer import KINDS, Base, Kind, choose_turns, factors, kind
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -75,116 +76,50 @@ class MuonConfig(Config):
         return float(getattr(self, f"{kind}_learning_rate", self.learning_rate))
 
 
-def learning_rates(
-    config: AdamWConfig | MuonConfig, model: ModelConfig, batch_tokens: int
-) -> dict[Kind, float]:
-    """The learning rate of each kind of parameter in this model at this batch, before the schedule."""
-    times = factors(config.base, model, batch_tokens, optimizer=config.kind)
-    return {each: config.rate(each) * times[each] for each in KINDS}
+@dataclass(frozen=True)
+class Rates:
+    """How fast the parameters of a model move: each kind's learning rate, before the schedule, and turns.
 
-
-def turns_of(config: AdamWConfig | MuonConfig, model: ModelConfig, batch_tokens: int) -> int:
-    """At every how-manieth step Muon moves a matrix of this model at this batch."""
-    if isinstance(config, AdamWConfig):
-        return 1
-    return choose_turns(model, batch_tokens) if config.turns == "auto" else config.turns
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024), for matrices W [rows, cols] with gradient G:
-
-        M <- mu M + G
-        W <- (1 - k eta lambda) W - k eta sqrt(max(1, rows / cols)) O(G + mu M)   at every k-th step
-
-    O replaces every singular value by about 1 (`ops.orthogonalize`).  The factor is Jordan's: the step's
-    spectral norm is eta times sqrt(rows / cols) whatever the size, so one rate serves narrow and wide models
-    (the spectral condition of Yang, Simon and Bernstein 2023).  Moonlight's 0.2 sqrt(max(rows, cols)) would
-    match AdamW's mean size instead, and its rate would have to be found again for every width.
-
-    With `turns` k above 1 the matrices take turns, 1 / k of them at each step: O is most of the cost, and
-    where the batch is small, a k times longer step at every k-th loses nothing (docs/DIARY.md).  Whose turn
-    it is follows from the attribute `turn`, the number of the step.
-
-    Matrices of one shape are handled as one batch [N, rows, cols], and their momenta are kept so.  As with
-    torch's fused optimizers, an attribute `found_inf` of 1.0 leaves weights and momenta as they are.
+    With `turns` above 1 Muon moves each matrix at every so-manieth step only.
     """
 
-    found_inf: Tensor | None = None
-    turn = 0
+    each: Mapping[Kind, float]
+    turns: int = 1
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-        turns: int = 1,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.turns = turns
-        for group in self.param_groups:
-            for matrices in by_shape(group["params"]):
-                momenta = torch.zeros(
-                    len(matrices), *matrices[0].shape, dtype=matrices[0].dtype, device=matrices[0].device
-                )
-                for matrix, slot in zip(matrices, momenta, strict=True):
-                    self.state[matrix] = {"momentum": slot, "batch": momenta}
+    def __getitem__(self, kind: Kind) -> float:
+        """The learning rate of a kind of parameter."""
+        return self.each[kind]
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every matrix whose turn it is, and of every momentum."""
-        number = 0  # of the first matrix of a shape: counted over all, turns cost the same
-        for group in self.param_groups:
-            for matrices in by_shape(group["params"]):
-                self.update(matrices, group, slice((self.turn - number) % self.turns, None, self.turns))
-                number += len(matrices)
+    @classmethod
+    def written(cls, config: AdamWConfig | MuonConfig) -> "Rates":
+        """Those of a configuration as it stands, whatever the size."""
+        return cls({kind: config.rate(kind) for kind in KINDS})
 
-    def update(self, matrices: list[Tensor], group: dict[str, Any], mine: slice) -> None:
-        """One update of those of `matrices`, which share a shape, whose turn it is."""
-        (rows, cols), momentum, lr = matrices[0].shape, group["momentum"], group["lr"] * self.turns
-        gradient = torch.stack([m.grad if m.grad is not None else torch.zeros_like(m) for m in matrices])
-        average: Tensor = self.state[matrices[0]]["batch"]
-        # Filled on the device: a number that is copied there would wait for all that is queued.
-        keep, shrink = average.new_full((), momentum), average.new_full((), 1 - lr * group["weight_decay"])
-        bad = self.found_inf.bool() if self.found_inf is not None else None
-        if bad is not None:
-            # x * 1 and x + (-0.0) are x for every x, -0.0 included; no wait for the device is needed.
-            gradient = gradient.masked_fill(bad, -0.0)
-            keep, shrink = keep.masked_fill(bad, 1.0), shrink.masked_fill(bad, 1.0)
-        average.mul_(keep).add_(gradient)
-        matrices = matrices[mine]
-        if not matrices:
-            return
-        direction = orthogonalize(gradient[mine].add(average[mine], alpha=momentum)).to(average.dtype)
-        if bad is not None:
-            direction = direction.masked_fill(bad, 0.0)  # times a negative rate: -0.0
-        torch._foreach_mul_(matrices, shrink)
-        torch._foreach_add_(matrices, list(direction.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5)
-
-
-def by_shape(matrices: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Matrices in lists of equal shape and type, in the order in which the shapes appear."""
-    shapes: dict[Any, list[Tensor]] = defaultdict(list)
-    for matrix in matrices:
-        shapes[matrix.shape, matrix.dtype, matrix.device].append(matrix)
-    return list(shapes.values())
+    @classmethod
+    def at(cls, config: AdamWConfig | MuonConfig, model: ModelConfig, batch_tokens: int) -> "Rates":
+        """Those for a model of this size and for this batch, over all processes (`train/transfer.py`)."""
+        times = factors(config.base, model, batch_tokens, optimizer=config.kind)
+        each = {kind: config.rate(kind) * times[kind] for kind in KINDS}
+        if isinstance(config, AdamWConfig):
+            return cls(each)
+        return cls(each, choose_turns(model, batch_tokens) if config.turns == "auto" else config.turns)
 
 
 class Optimizer:
     """Every trainable parameter of a model with the rule of its role and the rate of its kind.
 
-    `rates` are by default those of the configuration as written; `learning_rates` makes them follow the size.
-    `turns` is that of `Muon`, as `turns_of` chooses it.
+    `rates` are by default those of the configuration as written; `Rates.at` makes them follow the size.
+    What is here of a parameter is updated here; `arrangement` says what that is, by default everything, and
+    all processes of its grid make their optimizer at the same moment.
     The state is a flat mapping of named tensors, `{parameter}/{momentum|exp_avg|exp_avg_sq|step}`, there
-    from the start, so that a checkpoint always holds the same names.
+    from the start, so that a checkpoint always holds the same names; moments have the shape of what is here.
     """
 
     def __init__(
         self,
         model: nn.Module,
         config: AdamWConfig | MuonConfig,
-        rates: Mapping[Kind, float] | None = None,
-        turns: int = 1,
+        rates: Rates | None = None,
         arrangement: Arrangement | None = None,
     ) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -193,14 +128,29 @@ class Optimizer:
             self.parameters = {name: local(parameter) for name, parameter in trained.items()}
         self.sharded = [(p, self.parameters[n]) for n, p in trained.items() if p is not self.parameters[n]]
         self.names = {parameter: name for name, parameter in self.parameters.items()}
-        rates = rates or {each: config.rate(each) for each in KINDS}
-        groups = [
-            {"params": members, "lr": rate, "role": role}
-            for (role, rate), members in by_role_and_rate(self.names, rates).items()
-        ]
-        self.turns, self.parts = turns, list(parts(groups, config, turns))
+        rates = rates or Rates.written(config)
+        self.turns, groups = rates.turns, by_role_and_rate(self.names, rates)
+        self.parts = list[torch.optim.Optimizer]()
+        if isinstance(config, MuonConfig):
+            places = self.places(trained, rates, arrangement)
+            self.parts += muon(groups, config, rates.turns, places, arrangement)
+            groups = [group for group in groups if group["role"] != "matrix"]
+        self.parts += adamw(groups, config)
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.rates = [group["lr"] for group in self.groups]
+
+    def places(
+        self, trained: Mapping[str, Tensor], rates: Rates, arrangement: Arrangement | None
+    ) -> dict[Tensor, Place]:
+        """Where each matrix belongs in the whole model."""
+        pieces = {n: arrangement.piece(n, p) if arrangement else entire(p) for n, p in trained.items()}
+        shapes = {name: piece.whole for name, piece in pieces.items()}
+        numbers = order_of_turns(arrangement.shapes if arrangement and arrangement.shapes else shapes, rates)
+        return {
+            parameter: Place(numbers[name], pieces[name])
+            for name, parameter in self.parameters.items()
+            if name in numbers
+        }
 
     def receive(self) -> None:
         """Take over the gradients of what is sharded, before they are looked at."""
@@ -231,7 +181,6 @@ class Optimizer:
             f"{name}/{key}": value
             for parameter, name in self.names.items()
             for key, value in self.state(parameter).items()
-            if key != "batch"
         }
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
@@ -256,29 +205,48 @@ class Optimizer:
         return next(part.state[parameter] for part in self.parts if parameter in part.state)
 
 
-def by_role_and_rate(
-    names: Mapping[Tensor, str], rates: Mapping[Kind, float]
-) -> dict[tuple[str, float], list[Tensor]]:
-    """Parameters in lists of one role and one rate: as few as can be, for Muon works on whole lists."""
+def by_role_and_rate(names: Mapping[Tensor, str], rates: Rates) -> list[dict[str, Any]]:
+    """Parameters in torch's groups of one role and one rate: as few as can be, for each is one list."""
     groups: dict[tuple[str, float], list[Tensor]] = defaultdict(list)
     for parameter, name in names.items():
         groups[role(name), rates[kind(name)]].append(parameter)
-    return groups
+    return [{"params": own, "lr": rate, "role": role} for (role, rate), own in groups.items()]
 
 
-def parts(
-    groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig, turns: int
-) -> Iterable[torch.optim.Optimizer]:
-    """The optimizers for groups with a role each: one AdamW, or a Muon and an AdamW."""
-    adam = groups
+def order_of_turns(shapes: Mapping[str, tuple[int, ...]], rates: Rates) -> dict[str, int]:
+    """A number for each matrix of a whole model, by which turns are counted: so turns cost the same.
+
+    Matrices of one rate and one shape follow each other, in the order in which a model first has them.
+    """
+    keys = {n: (rates[kind(n)], tuple(shape)) for n, shape in shapes.items() if role(n) == "matrix"}
+    first: dict[Any, int] = {}
+    for at, (rate, shape) in enumerate(keys.values()):
+        first.setdefault(rate, at)
+        first.setdefault((rate, shape), at)
+    order = sorted(keys, key=lambda name: (first[keys[name][0]], first[keys[name]]))
+    return {name: number for number, name in enumerate(order)}
+
+
+def muon(
+    groups: list[dict[str, Any]],
+    config: MuonConfig,
+    turns: int,
+    places: Mapping[Tensor, Place],
+    arrangement: Arrangement | None,
+) -> Iterator[Muon]:
+    """Muon for the groups of matrices, if there are any."""
+    matrices = [group for group in groups if group["role"] == "matrix"]
+    together = arrangement.grid.group("data", "shard", "context", "tensor") if arrangement else None
+    if matrices:
+        options = config.learning_rate, config.momentum, config.weight_decay
+        yield Muon(matrices, *options, turns=turns, places=places, group=together)
+
+
+def adamw(groups: list[dict[str, Any]], config: AdamWConfig | MuonConfig) -> Iterator[torch.optim.AdamW]:
+    """AdamW for the groups, if there are any; vectors, and all that Muon leaves, do not decay."""
     decay = config.weight_decay if isinstance(config, AdamWConfig) else 0.0
-    if isinstance(config, MuonConfig):
-        matrices = [group for group in groups if group["role"] == "matrix"]
-        adam = [group for group in groups if group["role"] != "matrix"]
-        if matrices:
-            yield Muon(matrices, config.learning_rate, config.momentum, config.weight_decay, turns)
-    if adam:
-        decays = [{**group, "weight_decay": 0.0 if group["role"] == "vector" else decay} for group in adam]
+    decays = [{**group, "weight_decay": 0.0 if group["role"] == "vector" else decay} for group in groups]
+    if decays:
         yield started(torch.optim.AdamW(decays, betas=config.betas, eps=config.eps, fused=True))
 
 

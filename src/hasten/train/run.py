@@ -27,7 +27,7 @@ from hasten.train.journal import Journal
 from hasten.train.look import VALIDATION, Looks, Probe
 from hasten.train.memory import peak_memory
 from hasten.train.metrics import Window
-from hasten.train.optim import Optimizer, learning_rates, turns_of
+from hasten.train.optim import Optimizer, Rates
 from hasten.train.pace import Pace
 from hasten.train.plan import make_plan, settle_machine
 from hasten.train.restore import restore
@@ -109,13 +109,8 @@ class Run:
         self.objective = objective
         self.plan = make_plan(config, model.config, corpus, objective, runtime, replicas=self.grid.replicas)
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
-        self.rates = learning_rates(config.optimizer, model.config, self.plan.batch_tokens)
-        self.optimizer = Optimizer(
-            model,
-            config.optimizer,
-            self.rates,
-            turns_of(config.optimizer, model.config, self.plan.batch_tokens),
-        )
+        self.rates = Rates.at(config.optimizer, model.config, self.plan.batch_tokens)
+        self.optimizer = Optimizer(model, config.optimizer, self.rates, self.arrangement)
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
