@@ -9,7 +9,8 @@ processes run on this machine, joined by gloo, in float32.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -99,11 +100,21 @@ def part_of(case: str, rows: Batch, part: slice) -> Batch:
     return replace(rows, **cut, extra=extra)
 
 
+@contextmanager
+def finer_products() -> Iterator[None]:
+    """Muon's products in float64."""
+    usual, orthogonalize.PRECISION = orthogonalize.PRECISION, torch.float64
+    try:
+        yield
+    finally:
+        orthogonalize.PRECISION = usual
+
+
+@finer_products()
 def train(
     runtime: Runtime, mesh: str, case: str, optimizer: str = "adamw", micro_rows: int = 1
 ) -> dict[str, Any]:
     """A few steps on this process of a mesh: losses, norms, and what it holds of the weights."""
-    orthogonalize.PRECISION = torch.float64
     grid = Grid.make(runtime, mesh_of(mesh))
     config = ModelConfig.model_validate(CASES[case])
     model, arrangement = parallelize(config, 0, grid)
