@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from hasten.ops.attention import reference_attention
-from hasten.ops.flex import BLOCK, DocumentAttention, document_mask
+from hasten.ops.flex import BLOCK, DocumentAttention, document_mask, tile_mask
+from hasten.ops.sight import Sight
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's backward needs a GPU")
 
@@ -36,7 +37,7 @@ def uncompiled() -> DocumentAttention:
 
 def tiles(mask: BlockMask) -> tuple[Tensor, Tensor]:
     """Which tiles are looked at, and which without asking for each pair: bool [B, N, N] each."""
-    dense = torch.zeros(2, *mask.kv_indices.shape[0:1], *mask.kv_indices.shape[2:], dtype=torch.bool)
+    dense = torch.zeros(2, len(mask.kv_indices), *mask.kv_indices.shape[2:], dtype=torch.bool)
     kinds = (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)
     for kind, (count, which) in enumerate(kinds):
         assert count is not None and which is not None
@@ -47,9 +48,12 @@ def tiles(mask: BlockMask) -> tuple[Tensor, Tensor]:
 
 def brute_force(segments: Tensor) -> tuple[Tensor, Tensor]:
     """The same from every pair of positions."""
-    length = segments.shape[1]
-    seen = (segments[:, :, None] == segments[:, None, :]).tril()
-    padded = torch.nn.functional.pad(seen, (0, -length % BLOCK, 0, -length % BLOCK))
+    return squares_of((segments[:, :, None] == segments[:, None, :]).tril())
+
+
+def squares_of(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """In which tiles some pair sees, and every: bool [B, T, S] -> [B, N, M] each."""
+    padded = torch.nn.functional.pad(seen, (0, -seen.shape[2] % BLOCK, 0, -seen.shape[1] % BLOCK))
     squares = padded.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK)).transpose(2, 3).flatten(3)
     return squares.any(dim=-1), squares.all(dim=-1)
 
@@ -61,6 +65,34 @@ def test_the_tiles_are_those_that_hold_a_visible_pair(cuts: list[int]) -> None:
     some, every = tiles(document_mask(segments))
     expected_some, expected_every = brute_force(segments)
     assert torch.equal(some, expected_some) and torch.equal(every, expected_every)
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"),
+    [(True, None), (True, 1), (True, 130), (True, 257), (False, 1), (False, 200), (False, None)],
+)
+@pytest.mark.parametrize("length", [2 * BLOCK, 3 * BLOCK + 5])
+def test_tiles_by_place_are_those_that_hold_a_visible_pair(causal, window, length) -> None:
+    """With numbers of queries and keys that differ, none that is needed is missing."""
+    at = torch.arange(length)
+    hidden = (at > at[:, None]) & causal
+    if window is not None:
+        hidden = hidden | (at <= at[:, None] - window)
+    some, every = tiles(tile_mask(Sight(causal, window=window), length, length, at.device))
+    expected = squares_of(~hidden[None])
+    assert torch.equal(some, expected[0]) and torch.equal(every, expected[1])
+    mine, theirs = make_segments([100, length - 100]), make_segments([length - 60, 60])
+    some, every = tiles(tile_mask(Sight(causal, mine, theirs, window), length, length, at.device))
+    expected = squares_of(~hidden & (mine[:, :, None] == theirs[:, None, :]))
+    assert not (expected[0] & ~some).any() and not (every & ~expected[1]).any()
+    assert not some.all()
+
+
+def test_a_part_has_tiles_of_other_lengths() -> None:
+    mine, theirs = make_segments([BLOCK, BLOCK]), make_segments([BLOCK + 9, 2 * BLOCK])
+    some, every = tiles(tile_mask(Sight(False, mine, theirs), 2 * BLOCK, 3 * BLOCK + 9, mine.device))
+    expected = squares_of(mine[:, :, None] == theirs[:, None, :])
+    assert torch.equal(some, expected[0]) and torch.equal(every, expected[1])
 
 
 def test_numbers_in_any_order_lose_no_visible_pair() -> None:

@@ -8,7 +8,8 @@ FlexAttention rather than `torch.nn.attention.varlen`: that takes a list of docu
 changes from batch to batch, knows no grouped heads before PyTorch 2.12, and is FlashAttention 2, which an
 H100 does not run faster than FlexAttention's own kernels.
 
-Letters in shapes: B rows, T positions, N = T / BLOCK tiles, H query heads, G key/value heads, K head width.
+Letters in shapes: B rows, T queries, S keys, N and M tiles of BLOCK of them, H query heads, G key/value
+heads, K head width.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from hasten.ops.attention import attend
+from hasten.ops.sight import Sight
 
 BLOCK = 128
 """Positions along a tile's edges, the size that FlexAttention's kernels are made for."""
@@ -86,31 +88,77 @@ class DocumentAttention:
 def document_mask(segments: Tensor) -> BlockMask:
     """Causal visibility inside the documents of `segments` [B, T], as FlexAttention takes it.
 
-    A tile is empty where the numbers on its two edges do not overlap, and full where both are one and the
-    same document and the keys come before the queries.  Rows whose numbers rise, with 0 for padding at the
-    end, get exactly the tiles that they need; for others it may be more, never less.
+    Rows whose numbers rise, with 0 for padding at the end, get exactly the tiles that they need; for others
+    it may be more, never less.
     """
+    length = segments.shape[1]
+    return tile_mask(Sight(True, segments), length, length, segments.device)
+
+
+def tile_mask(sight: Sight, num_queries: int, num_keys: int, device: torch.device) -> BlockMask:
+    """Who sees whom, as FlexAttention takes it, for T queries and S keys; T = S if causal or in a window.
+
+    A tile is empty where no place or no number on its two edges lets a pair see, and full where all do.
+    """
+    causal, window, segments = sight.causal, sight.window, sight.segments
+    theirs = segments if sight.key_segments is None else sight.key_segments
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (segments[b, q] == segments[b, k])
+        seen = k >= 0
+        if causal:
+            seen = seen & (q >= k)
+        if window is not None:
+            seen = seen & (k > q - window)
+        if segments is not None and theirs is not None:
+            seen = seen & (segments[b, q] == theirs[b, k])
+        return seen
 
-    length = segments.shape[1]
-    numbers = segments.masked_fill(segments == 0, LAST)  # padding is the last document
-    tiles = F.pad(numbers, (0, -length % BLOCK), value=LAST + 1).unflatten(1, (-1, BLOCK))  # [B, N, BLOCK]
-    low, high = tiles.amin(dim=2), tiles.amax(dim=2)  # [B, N]
-    at = torch.arange(low.shape[1], device=segments.device)
-    before, here = at[None, :] < at[:, None], at[None, :] == at[:, None]  # [N, N]
-    overlap = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-    pure = (low == high)[:, :, None] & (low == high)[:, None, :]
-    full = before & overlap & pure
-    partial = (before | here) & overlap & ~full
+    some, every = (tiles[None] for tiles in placed_tiles(sight, num_queries, num_keys, device))
+    if segments is not None and theirs is not None:
+        overlap, same = numbered_tiles(segments, theirs)
+        some, every = some & overlap, every & same
     return BlockMask.from_kv_blocks(
-        *listed(partial), *listed(full), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(length, length)
+        *listed(some & ~every),
+        *listed(every),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(num_queries, num_keys),
     )
 
 
+def placed_tiles(
+    sight: Sight, num_queries: int, num_keys: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """In which tiles some, and every, pair sees as far as places go: bool [N, M] each."""
+    query = torch.arange(0, num_queries, BLOCK, device=device)[:, None]  # the first of each tile
+    key = torch.arange(0, num_keys, BLOCK, device=device)[None, :]
+    last_query, last_key = query + BLOCK - 1, key + BLOCK - 1
+    every = (last_query < num_queries) & (last_key < num_keys)
+    some = torch.ones_like(every)
+    if sight.causal:
+        some, every = some & (key <= last_query), every & (last_key <= query)
+    if sight.window is not None:
+        nearest = last_key.clamp(max=num_keys - 1)
+        some, every = some & (nearest > query - sight.window), every & (key > last_query - sight.window)
+    return some, every
+
+
+def numbered_tiles(segments: Tensor, key_segments: Tensor) -> tuple[Tensor, Tensor]:
+    """In which tiles the numbers overlap, and are all one: segments [B, T], [B, S] -> bool [B, N, M] each."""
+    (low, high), (key_low, key_high) = edges(segments), edges(key_segments)
+    overlap = (low[:, :, None] <= key_high[:, None, :]) & (key_low[:, None, :] <= high[:, :, None])
+    return overlap, overlap & (low == high)[:, :, None] & (key_low == key_high)[:, None, :]
+
+
+def edges(segments: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest number of each tile, padding being the last document: [B, N] each."""
+    numbers = segments.masked_fill(segments == 0, LAST)
+    tiles = F.pad(numbers, (0, -segments.shape[1] % BLOCK), value=LAST + 1).unflatten(1, (-1, BLOCK))
+    return tiles.amin(dim=2), tiles.amax(dim=2)
+
+
 def listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [B, N, N] as how many there are in each row, int32 [B, 1, N], and which, first, [B, 1, N, N]."""
+    """bool [B, N, M] as how many there are in each row, int32 [B, 1, N], and which, first, [B, 1, N, M]."""
     count = tiles.sum(dim=-1, dtype=torch.int32)
     which = tiles.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     return count[:, None], which[:, None].contiguous()

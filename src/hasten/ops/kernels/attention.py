@@ -117,7 +117,7 @@ def kernel_attention(
     """`attend` for what `kernel_attends`: query [B, T, H, K], key and value [B, S, G, K] -> [B, T, H, K].
 
     Heads may be views of any strides as long as the K numbers of each lie together: then nothing is copied.
-    A query whose segment no key has gets 0, and gives no gradient.  What `dropout` drops is a hash of a
+    A query that sees no key gets 0, and gives no gradient.  What `dropout` drops is a hash of a
     number that torch's generator gives, of the row, the head, the query and the key.
     """
     query, key, value = (dense(x) for x in (query, key, value))
@@ -153,22 +153,11 @@ class Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, out, lse = ctx.saved_tensors
-        grad = dense(grad)
-        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
-        bias = None if bias is None else bias.mT.contiguous()  # [H, S, T]: the kernel has its keys in rows
-        d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
-        kernels().attention_backward(
-            sizes(query, key, ctx.sight),
-            strides(query, key, value, grad),
-            ctypes.c_float(ctx.sight.scale),
-            extras(ctx.sight, bias, d_bias),
-            *map(
-                address,
-                (query, key, value, ctx.sight.segments, ctx.sight.key_segments, out, lse, grad, *grads),
-            ),
+        *heads, bias, out, lse = ctx.saved_tensors
+        grads, d_bias = backward(
+            tuple(heads), bias, ctx.sight, out=out, lse=lse, grad=grad, d_bias=ctx.needs_input_grad[3]
         )
-        return *grads, None if d_bias is None else d_bias.mT, None
+        return *grads, d_bias, None
 
 
 def forward(heads: Heads, bias: Tensor | None, sight: Sight, lse: Tensor | None) -> Tensor:
@@ -182,6 +171,35 @@ def forward(heads: Heads, bias: Tensor | None, sight: Sight, lse: Tensor | None)
         *map(address, (*heads, sight.segments, sight.key_segments, out, lse)),
     )
     return out
+
+
+def backward(
+    heads: Heads,
+    bias: Tensor | None,
+    sight: Sight,
+    *,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    d_bias: bool = False,
+) -> tuple[Heads, Tensor | None]:
+    """Gradients of query, key and value, contiguous, and of the bias if asked, [H, T, S].
+
+    `out` [B, T, H, K] and `lse` [B, H, T], contiguous, are what `forward` gave, or where these keys are a
+    part of all that the queries see, what came out over all of them.
+    """
+    query, key, value = heads
+    grad, grads = dense(grad), [torch.empty(x.shape, dtype=x.dtype) for x in heads]
+    bias = None if bias is None else bias.mT.contiguous()  # [H, S, T]: the kernel has its keys in rows
+    summed = torch.zeros_like(bias) if bias is not None and d_bias else None
+    kernels().attention_backward(
+        sizes(query, key, sight),
+        strides(query, key, value, grad),
+        ctypes.c_float(sight.scale),
+        extras(sight, bias, summed),
+        *map(address, (query, key, value, sight.segments, sight.key_segments, out, lse, grad, *grads)),
+    )
+    return (grads[0], grads[1], grads[2]), None if summed is None else summed.mT
 
 
 def check_shapes(

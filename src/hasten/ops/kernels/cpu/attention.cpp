@@ -169,13 +169,13 @@ struct ForwardTask {
             for (long i = 0; i < tiles; ++i) look(first, i, start);
         for (long t = 0; t < count; ++t) {
             const float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(work.sums.data() + t * LANES));
-            const bool blind = work.sight.blind(first + t);
+            const bool blind = sum == 0.0f;  // the largest weight that a query gives is 1
             const __m512 by = _mm512_set1_ps(1.0f / (sum * (1 - extras.dropped)));
             bf16* to = out + (first + t) * n.heads * width;
             for (long d = 0; d < width; d += LANES)
                 store_bf16(to + d, blind ? _mm512_setzero_ps()
                                          : _mm512_mul_ps(_mm512_loadu_ps(work.mixed.data() + t * width + d), by));
-            if (lse) lse[first + t] = blind ? 0 : work.most.data()[t] + std::log2(sum);
+            if (lse) lse[first + t] = blind ? -INFINITY : work.most.data()[t] + std::log2(sum);
         }
     }
 };
@@ -184,7 +184,7 @@ struct ForwardTask {
 
 // Every pointer is to bf16 but the segments (null both, or numbers of the queries' positions [B, labels] and the
 // keys' [B, S]) and `lse` [B, H, T] in powers of two, which may be null.  Strides count numbers; `out` is contiguous
-// [B, T, H, K].  A query that sees no key gets 0.
+// [B, T, H, K].  A query that sees no key gets 0, and -inf in `lse`.
 extern "C" void attention_forward(const Sizes* sizes, const Strides* strides, float scale, const Extras* extras,
                                   const bf16* query, const bf16* key, const bf16* value,
                                   const int64_t* query_segments, const int64_t* key_segments, bf16* out, float* lse) {

@@ -90,9 +90,6 @@ class Sight {
                _mm512_cmple_epu32_mask(from_first, _mm512_set1_epi32(before + after));
     }
 
-    // Whether query t sees no key at all: its segment is none of the keys'.
-    bool blind(long t) const { return query_labels[t] == NOBODY; }
-
   private:
     static constexpr int NOBODY = -3;
 
