@@ -113,8 +113,8 @@ class Whole:
         """One micro-batch on the device, in the form in which all are, and attention set to its documents."""
         # The names of documents stay behind: a compiled loss would be made anew for each of them.
         batch = replace(batch, documents=()).to(self.runtime.device)
-        batch = split_batch(batch, self.grid.place["context"], self.grid.degrees["context"])
         batch = self.objective.enrich(with_segments(batch) if self.alike else batch)
+        batch = split_batch(batch, self.grid.place["context"], self.grid.degrees["context"])
         if self.documents is None:
             yield batch
             return
