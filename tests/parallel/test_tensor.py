@@ -142,6 +142,9 @@ TWO += [("llama", sequence, False, {"num_kv_heads": 2}) for sequence in BOTH]
 # With one seed everywhere what is dropped outside of branches is the same.
 TWO += [("gpt2", False, False, {"dropout": 0.2, "attention_dropout": 0.0})]
 FOUR: list[Run] = [(case, sequence, False, {}) for case in ("llama", "t5") for sequence in BOTH]
+# One head of keys and values for two or four processes.
+FOUR += [("llama", True, False, {"num_kv_heads": 2, "attention_bias": True})]
+FOUR += [("marian", False, False, {"num_kv_heads": 1, "qk_norm": False})]
 BF16: list[Run] = [(case, sequence, True, {}) for case in ("llama", "t5") for sequence in BOTH]
 
 
@@ -307,7 +310,11 @@ def test_rows_that_do_not_divide_are_refused_where_tokens_are_split(two: list[Fo
     ("changes", "parts", "words"),
     [
         ({}, 3, r"parallel.tensor is 3, which does not divide model.num_heads \(4\); tensor can be 1, 2, 4"),
-        ({"num_kv_heads": 2}, 4, r"does not divide model.num_kv_heads \(2\); tensor can be 1, 2$"),
+        (
+            {"num_heads": 12, "head_dim": 4, "num_kv_heads": 6},
+            4,
+            r"does not divide model.num_kv_heads \(6\); tensor can be 1, 2, 3, 6$",
+        ),
         ({"ffn_dim": 1022}, 4, r"does not divide model.ffn_dim \(1,022\); tensor can be 1, 2$"),
         ({"vocab_size": 3}, 4, "more than the vocabulary has words"),
     ],

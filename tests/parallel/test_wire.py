@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import torch
 from processes import together
-from wire import Message, Wire
+from wire import Message, Wire, bytes_of, kinds
 
 from hasten.core.batch import Batch
 from hasten.core.runtime import Runtime
@@ -68,14 +68,6 @@ def sent(runtime: Runtime) -> dict[str, list[Message]]:
             sum_gradients(model, arrangement)
         found[axis] += wire.messages
     return found
-
-
-def bytes_of(messages: list[Message]) -> Fraction:
-    return sum((message.wire for message in messages), Fraction(0))
-
-
-def kinds(messages: list[Message]) -> Counter[str]:
-    return Counter(message.kind for message in messages)
 
 
 def layer(found: dict[str, list[Message]], name: str) -> tuple[Fraction, Counter[str]]:

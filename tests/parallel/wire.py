@@ -59,15 +59,15 @@ class Wire(TorchDispatchMode):
             self.messages.append(Message(kind, largest(args), ProcessGroup.unbox(group).size()))
         return func(*args, **(kwargs or {}))
 
-    @property
-    def bytes(self) -> Fraction:
-        """What all messages cost."""
-        return sum((message.wire for message in self.messages), Fraction(0))
 
-    @property
-    def calls(self) -> Counter[str]:
-        """How many messages there were of each kind."""
-        return Counter(message.kind for message in self.messages)
+def bytes_of(messages: Iterable[Message]) -> Fraction:
+    """What all of them cost each process."""
+    return sum((message.wire for message in messages), Fraction(0))
+
+
+def kinds(messages: Iterable[Message]) -> Counter[str]:
+    """How many there are of each kind."""
+    return Counter(message.kind for message in messages)
 
 
 def largest(args: Iterable[Any]) -> int:

@@ -14,6 +14,7 @@ from functools import partial
 from math import gcd
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -52,18 +53,35 @@ def split_tensor(model: Transformer, arrangement: Arrangement, *, sequence: bool
 
 
 def check(config: ModelConfig, parts: int) -> None:
-    """Refuse what cannot be divided over so many processes."""
+    """Refuse what cannot be divided over so many processes.
+
+    Fewer heads of keys and values than processes are had by several each, where that comes out even.
+    """
     sizes = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "ffn_dim": config.ffn_dim}
-    common = gcd(*sizes.values())
-    fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
     for name, size in sizes.items():
-        if size % parts:
+        if size % parts and not (name == "num_kv_heads" and parts % size == 0):
+            common = gcd(*sizes.values())
+            fitting = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
             raise ConfigError(
                 f"parallel.tensor is {parts}, which does not divide model.{name} ({size:,}); tensor can be"
                 f" {fitting}"
             )
     if parts > min(config.vocabulary, config.source_vocabulary):
         raise ConfigError(f"parallel.tensor is {parts}, more than the vocabulary has words; write tensor: 1")
+
+
+class SomeOutputs(nn.Module):
+    """A linear that several processes hold whole, each of which wants `length` outputs from `start`."""
+
+    def __init__(self, linear: nn.Linear, start: int, length: int) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.wanted = slice(start, start + length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] -> [..., length]."""
+        bias = None if self.bias is None else self.bias[self.wanted]
+        return F.linear(x, self.weight[self.wanted], bias)
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,9 @@ class Knife:
         """Leave a part of every module that `LAYOUT` names."""
         for name, module in list(self.model.named_modules()):
             kind = word(name)
-            if kind == "columns":
+            if isinstance(module, Attention) and self.few_keys:
+                self.choose_keys(module)
+            elif kind == "columns" and not (self.few_keys and name.endswith((".key", ".value"))):
                 self.cut_outputs(name, module)
             elif kind == "rows" and isinstance(module, nn.Linear):
                 self.cut_inputs(name, module)
@@ -86,6 +106,19 @@ class Knife:
                 self.cut_table(name, module)
         if self.model.config.head == "vocabulary":
             self.cut_head()
+
+    @property
+    def few_keys(self) -> bool:
+        """Whether there are fewer heads of keys and values than processes."""
+        return self.model.config.num_kv_heads < self.arrangement.grid.degrees["tensor"]
+
+    def choose_keys(self, attention: Attention) -> None:
+        """The one head of keys and values that this process's queries ask."""
+        config, grid = self.model.config, self.arrangement.grid
+        head = grid.place["tensor"] * config.num_kv_heads // grid.degrees["tensor"]
+        for name in ("key", "value"):
+            whole = getattr(attention, name)
+            setattr(attention, name, SomeOutputs(whole, head * config.head_dim, config.head_dim))
 
     def cut_outputs(self, name: str, module: nn.Module) -> None:
         """Heads of a projection or of a table of biases, or inner numbers of a feed-forward."""
@@ -132,11 +165,14 @@ class Knife:
 
 def partly_seen(model: Transformer, sequence: bool) -> set[str]:
     """Whole parameters here that see a part of the heads, or of the tokens."""
-    names = [name for name, _ in model.named_parameters()]
-    found = {name for name in names if name.split(".")[-2:-1] in (["query_norm"], ["key_norm"])}
-    if sequence:
-        outside = [name for name in names if "layers." in name and not set(BRANCHES) & set(name.split("."))]
-        found |= set(outside)
+    found = set[str]()
+    for name, _ in model.named_parameters():
+        words = name.split(".")
+        by_heads = "query_norm" in words or "key_norm" in words
+        few_keys = isinstance(model.get_submodule(name.rpartition(".")[0]), SomeOutputs)
+        by_tokens = sequence and "layers" in words and not set(BRANCHES) & set(words)
+        if by_heads or few_keys or by_tokens:
+            found.add(name)
     return found
 
 
