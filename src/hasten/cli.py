@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hasten import __version__
+from hasten.core import worker
 from hasten.core.allocator import settle_allocator
 from hasten.core.errors import ConfigError, HastenError, did_you_mean
 
@@ -27,6 +28,7 @@ VERBS = {
     "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
+    "job": "write a training's job file for Slurm, Kubernetes or SkyPilot",
     "plan": "how to spread a training over devices: memory, time and cost of every layout",
     "show": "the resolved recipe, parameters, FLOPs and memory; starts nothing",
     "recipes": "list the recipes that ship: purpose, hardware, time",
@@ -64,7 +66,8 @@ examples:
   hasten bench                                        ten minutes: the speed ledger of this machine
 
 A recipe is a YAML file, the name of one that ships, or a run's folder.  `hasten VERB --help` says more.
-Exit codes: 0 done, 1 interrupted or failed, 2 something to mend in what was asked."""
+Exit codes: 0 done, 1 interrupted or failed, 2 something to mend in what was asked; of one process of
+several also 75 another is gone, 76 stopped by the watchdog: start all again, and the training goes on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and words and words[0] in COMPUTING:
         settle_allocator()
+    worker.hush()
     try:
         return run(words)
     except HastenError as error:
-        print(f"hasten: {error}", file=sys.stderr)
-        return 2
+        return worker.tell(error)
     except KeyboardInterrupt:
         print("\nhasten: interrupted", file=sys.stderr)
         return 1
@@ -84,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has left: not an error, but nothing more may be flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if worker.rank() is None:
+            raise
+        return worker.tell(error)  # eight tracebacks say less than one: the launcher chooses
 
 
 def run(words: Sequence[str]) -> int:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 from hasten.core.console import say
 from hasten.core.errors import ConfigError
+from hasten.core.worker import clock_began, die_with_launcher
 
 if TYPE_CHECKING:
+    from hasten.launch.options import LaunchConfig
     from hasten.recipe import Recipe
+    from hasten.train.run import Summary
 
 Words = Sequence[str]
 STARTED = time.monotonic()
@@ -40,12 +43,18 @@ def journey(words: Words) -> None:
     hasten journey demo                           the standard library's source, six minutes on two cores
     hasten journey demo data.sources=[my/texts]   the same on your own files
     """
+    from hasten.launch.options import split_words
+
+    options, words = split_words(words)
     recipe = recipe_of(words, "journey")
     from hasten import journey as journeys
     from hasten import stages
     from hasten.report.summary import show, show_samples
 
-    if not journeys.run(recipe, stages.ACTIONS, stages.set_aside):
+    def learn(recipe: "Recipe") -> "Summary | None":
+        return train_somehow(recipe, words, options, time.monotonic())
+
+    if not journeys.run(recipe, {**stages.ACTIONS, "train": learn}, stages.set_aside):
         return
     if "train" in recipe.journey:
         show(recipe.output)
@@ -70,7 +79,7 @@ def prepare(words: Words) -> None:
     stages.prepare(recipe)
 
 
-def train(words: Words) -> None:
+def train(words: Words) -> int:
     """hasten train RECIPE [key=value ...]
 
     Trains into the recipe's `output` folder.  Run again, it resumes from the newest checkpoint,
@@ -78,11 +87,34 @@ def train(words: Words) -> None:
     train.epochs and train.minutes.
 
     train.minutes=10   train.batch_tokens=32768   model.preset=hasten-small   output=runs/mine
-    """
-    recipe = recipe_of(words, "train")
-    from hasten import stages
 
-    stages.train(recipe, STARTED)
+    Several GPUs of this machine are all used; `parallel:` says how, and on CPUs how many processes.
+    Should one die or hang, all start again from the last checkpoint.  Under torchrun it joins in.
+    Several machines: the same command on each, with the address of one of them.
+
+    parallel.shard=8   parallel.tensor=2   restarts=10   nodes=2 meet=10.0.0.1:29400
+    """
+    from hasten.launch.options import split_words
+
+    options, words = split_words(words)
+    summary = train_somehow(recipe_of(words, "train"), words, options, clock_began(STARTED))
+    return options.stopped if summary and not summary.completed else 0
+
+
+def train_somehow(
+    recipe: "Recipe", words: Words, options: "LaunchConfig", started: float
+) -> "Summary | None":
+    """Train here, alone or as one of several, or by starting several; `words` are those of `hasten train`."""
+    from hasten import stages
+    from hasten.core.runtime import in_contact
+    from hasten.launch import start
+
+    number = start.number_of_processes(recipe, options)
+    if number > 1 or options.nodes > 1:
+        return start.train(recipe, words, options, number, started)
+    die_with_launcher()
+    with in_contact():
+        return stages.train(recipe, started)
 
 
 def evaluate(words: Words) -> None:
@@ -291,6 +323,26 @@ def plan(words: Words) -> None:
         tokens=train.tokens or steps,
     )
     say(answer.answer(question, config))
+
+
+def job(words: Words) -> None:
+    """hasten job RECIPE to=slurm|kubernetes|skypilot [key=value ...]
+
+    Writes a job file that trains the recipe on one or several machines: it starts again what dies,
+    saves before it is stopped, and goes on from there.  Read it, then give it to sbatch, kubectl or sky.
+
+    hasten job my.yaml to=slurm nodes=4 gpus=8 hours=12 partition=h100
+    file=my.sbatch   name=my-run   port=29400   grace_minutes=10   image=... volume=... (Kubernetes)
+    gpu=H100 spot=true volume=... (SkyPilot)   parallel.shard=32   train.steps=100000
+    """
+    recipe_of(words[:1], "job")
+    from hasten.launch.job import split_words, write_job
+    from hasten.recipe import Recipe
+
+    config, overrides = split_words(words[1:], Recipe.model_fields)
+    path = write_job(recipe_of([words[0], *overrides], "job"), words[0], overrides, config)
+    starts = {"slurm": "sbatch", "kubernetes": "kubectl apply -f", "skypilot": "sky jobs launch"}
+    say(f"{path}: read it, then {starts[config.to]} {path}")
 
 
 def show(words: Words) -> None:

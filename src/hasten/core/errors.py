@@ -4,7 +4,9 @@
     ├── ConfigError          a recipe or an override
     ├── DataError            a source, a shard, a tokenizer file
     ├── CheckpointError      a checkpoint's folder
-    └── MissingExtraError    an optional package that is not installed
+    ├── MissingExtraError    an optional package that is not installed
+    ├── LostContactError     another process of the training is gone; exits with 75: start again
+    └── ProcessesError       the processes of a training failed too often; exits with 1
 
 A message says where, what, and what to write instead, in one sentence.  Mistakes of our own are
 `assert`s and tracebacks.
@@ -15,7 +17,9 @@ from difflib import get_close_matches
 
 
 class HastenError(Exception):
-    """Base of all errors that are the user's to mend."""
+    """Base of all errors that are the user's to mend; `exit_code` is what the process then ends with."""
+
+    exit_code = 2
 
 
 class ConfigError(HastenError):
@@ -35,6 +39,18 @@ class MissingExtraError(HastenError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: pip install 'hasten[{extra}]'")
+
+
+class LostContactError(HastenError):
+    """Another process of the training is gone or silent: nothing to mend here, start all of them again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class ProcessesError(HastenError):
+    """The processes of a training ended badly, and starting them again does not help."""
+
+    exit_code = 1
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

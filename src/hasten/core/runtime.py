@@ -2,8 +2,12 @@
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,12 @@ import torch
 from torch import distributed
 
 import hasten
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, LostContactError
+
+TIMEOUT_SECONDS = 600.0
+"""What a step may take before the watchdog calls it stuck, where a recipe does not say."""
+PATIENCE = 4.0
+"""A collective waits for so many of those: the watchdog, which can tell who is at fault, comes first."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,12 @@ class Runtime:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    timeout_seconds: float = TIMEOUT_SECONDS
+
+    @property
+    def patience(self) -> timedelta:
+        """How long a collective waits for the other processes: give it to every group that is made."""
+        return timedelta(seconds=PATIENCE * self.timeout_seconds)
 
     @property
     def group(self) -> distributed.ProcessGroup | None:
@@ -28,26 +43,78 @@ class Runtime:
         return distributed.group.WORLD if self.world_size > 1 else None
 
 
-def start(device: str = "auto") -> Runtime:
-    """Choose the device and, under torchrun, join the other processes."""
+def start(device: str = "auto", timeout_seconds: float = TIMEOUT_SECONDS) -> Runtime:
+    """Choose the device and, where a launcher started several processes, join the others."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
     if chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)  # what names no device (waiting, NCCL, kernels) means this one
     if world_size == 1:
         return Runtime(chosen)
+    here = Runtime(chosen, int(os.environ["RANK"]), world_size, timeout_seconds)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Runtime(chosen, distributed.get_rank(), world_size)
+        with in_contact():
+            distributed.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo",
+                store=meeting_store(here.patience),
+                rank=here.rank,
+                world_size=world_size,
+                timeout=here.patience,
+            )
+    return here
+
+
+def meeting_store(patience: timedelta) -> distributed.Store:
+    """The store in which the processes find each other, without what dead predecessors left there.
+
+    torchrun gives processes that it starts again the store of those before.  On several machines nothing
+    can be done about it here: each counts restarts for itself.
+    """
+    store, _, _ = next(distributed.rendezvous("env://", timeout=patience))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return distributed.PrefixStore(f"attempt-{attempt}", store) if alone else store
+
+
+@contextmanager
+def in_contact() -> Iterator[None]:
+    """Say in one sentence what a collective says when another process is gone.
+
+    Raises LostContactError from gloo's, NCCL's and the store's errors; all others pass.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        raise LostContactError(
+            f"lost contact with another process ({first_words(str(error))}); look at what ended that one"
+        ) from error
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether a collective or the store failed; gloo's errors are plain RuntimeErrors that name its files."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def first_words(text: str, limit: int = 160) -> str:
+    """The first sentence of a message from C++, without the place in the source that it begins with."""
+    text = re.sub(r"^\[[^\]]*\]\s*", "", text.strip())
+    line = re.split(r"\n|\. ", text, maxsplit=1)[0].strip().rstrip(".")
+    return line if len(line) <= limit else f"{line[:limit]}…"
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is this process's GPU where there is one, else the CPU."""
+    """`auto` is this process's GPU where there is one, else the CPU; `cuda` is this process's GPU."""
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: '{name}' was asked for and there is no CUDA GPU here; write cpu or auto")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"device: '{name}' is one GPU and every process needs its own; write cuda or auto")
     return device
 
 

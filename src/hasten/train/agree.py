@@ -5,6 +5,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from hasten.core.errors import ConfigError
 from hasten.core.runtime import Runtime
 
 T = TypeVar("T")
@@ -15,7 +16,9 @@ class Agreement:
 
     def __init__(self, runtime: Runtime) -> None:
         self.leads = runtime.rank == 0
-        self.group = distributed.new_group(backend="gloo") if runtime.group is not None else None
+        self.group = None
+        if runtime.group is not None:
+            self.group = distributed.new_group(backend="gloo", timeout=runtime.patience)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on some rank."""
@@ -42,3 +45,16 @@ class Agreement:
         boxes: list[tuple[str, ...]] = [()] * distributed.get_world_size(self.group)
         distributed.all_gather_object(boxes, values, group=self.group)
         return tuple(value for box in boxes for value in box)
+
+    def same(self, value: str, what: str) -> None:
+        """Refuse to go on where processes hold different values: machines may have been given other files.
+
+        Raises ConfigError, on every rank, that names the first rank unlike rank 0; `what` is the value.
+        """
+        values = self.gathered((value,))
+        other = next((rank for rank, theirs in enumerate(values) if theirs != values[0]), None)
+        if other is not None:
+            raise ConfigError(
+                f"{what} of rank {other} is not that of rank 0; give all machines the same recipe, overrides"
+                " and sources"
+            )
