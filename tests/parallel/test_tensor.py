@@ -270,14 +270,17 @@ def two() -> list[Found]:
     return together(2, everything)
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(two: list[Found]) -> None:
     assert_equal(TWO, [found.equal for found in two])
 
 
+@pytest.mark.slow
 def test_four_processes_do_too() -> None:
     assert_equal(FOUR, together(4, compare_all, FOUR))
 
 
+@pytest.mark.slow
 def test_products_in_bf16_differ_by_their_rounding(two: list[Found]) -> None:
     for found in two:
         for run_, result in zip(BF16, found.bf16, strict=True):
@@ -285,6 +288,7 @@ def test_products_in_bf16_differ_by_their_rounding(two: list[Found]) -> None:
             assert median(result.values()) < 0.03 and max(result.values()) < 0.3, run_
 
 
+@pytest.mark.slow
 def test_a_stage_begins_and_ends_with_all_tokens(two: list[Found]) -> None:
     for found in two:
         assert len(found.stages) == 2
@@ -292,6 +296,7 @@ def test_a_stage_begins_and_ends_with_all_tokens(two: list[Found]) -> None:
             assert difference < 1e-6 and inner == {TOKENS // 2}
 
 
+@pytest.mark.slow
 def test_processes_drop_alike_what_all_hold_and_differently_what_each_has(two: list[Found]) -> None:
     first, second = (found.draws for found in two)
     equal = {name for name in first if torch.equal(first[name], second[name])}
@@ -299,6 +304,7 @@ def test_processes_drop_alike_what_all_hold_and_differently_what_each_has(two: l
     assert not first["measured False"] and not first["measured True"]
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_divide_are_refused_where_tokens_are_split(two: list[Found]) -> None:
     for found in two:
         refused, taken = found.odd_rows

@@ -109,6 +109,7 @@ def everything(runtime: Runtime) -> tuple[list[float], dict[str, Any]]:
     return differences(runtime), others(runtime) if runtime.world_size == 2 else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_loss_is_that_of_the_whole_vocabulary(processes: int) -> None:
     """Scores are gathered where they are asked for; the loss never holds those of all words."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from fractions import Fraction
 
+import pytest
 import torch
 from processes import together
 from wire import Message, Wire, bytes_of, kinds
@@ -97,6 +98,7 @@ def assert_ends(found: dict[str, list[Message]]) -> None:
     assert extra == Counter(all_reduce=4, all_gather=2)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_formulas() -> None:
     parameters = config_of(num_layers=2).num_parameters
     share = Fraction(P - 1, P)
