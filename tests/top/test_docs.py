@@ -46,7 +46,7 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for b in blocks for line in re.findall(r"^hasten .*$", b, re.M)]
 
 
-USED = ("import", "export", "translate", "embed", "inspect", "plan")
+USED = ("import", "export", "translate", "embed", "inspect", "plan", "job")
 """Verbs with options of their own beside a recipe's, or none of a recipe's."""
 TINY = {"vocab_size": 258, "dim": 32, "num_layers": 2, "num_heads": 4, "max_positions": 64}
 LLAMA = {"preset": "smollm2-135m", "num_kv_heads": 2, "head_dim": 8, "ffn_dim": 64}
@@ -71,6 +71,7 @@ def test_every_command_of_the_readme_that_takes_a_model_runs(command, tmp_path, 
     for folder, shape in models.items():
         write_model(tmp_path / folder, shape)
     (tmp_path / "talk.en").write_text("A dog runs.\nA cat.\n")
+    (tmp_path / "my.yaml").write_text(find("demo").read_text(encoding="utf-8"), encoding="utf-8")
     if "runs/model to" in command:
         assert main(["import", "path/to/model", "output=runs/model"]) == 0
     assert main([*shlex.split(command)[1:], *["generate.max_new_tokens=3"] * ("translate" in command)]) == 0

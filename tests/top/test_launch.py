@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from hasten.cli import main
+from hasten.core import config
 from hasten.core.errors import ConfigError
 from hasten.core.worker import ERROR_FILE, LAUNCHER, Failure, tell
 from hasten.launch import network
@@ -23,7 +25,7 @@ from hasten.launch.causes import Cause, root_cause
 from hasten.launch.options import LaunchConfig, processes_here, split_words
 from hasten.launch.start import number_of_processes
 from hasten.parallel.config import ParallelConfig
-from hasten.recipe import Recipe
+from hasten.recipe import Recipe, find
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parallel"))
 from launched import environment, hasten, write_recipe
@@ -282,6 +284,36 @@ def test_a_job_that_cannot_be_is_refused(words, complaint, here, capsys):
     write_recipe(here)
     assert main(["job", "recipe.yaml", *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+GUIDES = [Path(__file__).parents[2] / "docs" / name for name in ("parallel.md", "parallel.zh-CN.md")]
+
+
+def lines_of(guide: Path) -> list[str]:
+    """The commands in a guide's blocks, without what follows a #."""
+    blocks = re.findall(r"```bash\n(.*?)```", guide.read_text(encoding="utf-8"), re.S)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", lines_of(GUIDES[0]))
+def test_every_command_of_the_guide_can_be_given(command, here):
+    name, verb, recipe, *words = shlex.split(command)
+    (here / recipe).write_text(find("demo").read_text(encoding="utf-8"), encoding="utf-8")
+    assert name == "hasten"
+    if verb == "job":
+        assert main([verb, recipe, *words]) == 0
+        return
+    options, overrides = split_words(words)
+    parallel = config.load(Recipe, here / recipe, overrides).parallel
+    assert processes_here(parallel, options, 8 if parallel.data == "auto" else 0) >= 1
+
+
+def test_both_guides_have_the_same_commands_and_a_section_that_loads():
+    english, chinese = GUIDES
+    assert lines_of(english) == lines_of(chinese)
+    for guide in GUIDES:
+        (block,) = re.findall(r"```yaml\n(.*?)```", guide.read_text(encoding="utf-8"), re.S)
+        assert config.parse(Recipe, yaml.safe_load(block), guide.name).parallel.shard == 8
 
 
 SRUN = """#!/bin/bash
