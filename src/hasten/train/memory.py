@@ -3,13 +3,17 @@
 import os
 import resource
 import sys
-from math import ceil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
+from hasten.ops.kernels.library import library
+from hasten.parallel.config import Axis, ParallelConfig, Recompute
+from hasten.train.footprint import Workload, footprint
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.4
 """Of the device's memory: a GPU is the run's own, a CPU's memory is shared with everything else."""
@@ -46,6 +50,23 @@ def container_limit() -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def resident_memory(device: torch.device) -> int:
+    """Bytes that are held now: of tensors on a GPU, of this whole process on a CPU; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    status = Path("/proc/self/statm")
+    return (
+        resource.getpagesize() * int(status.read_text(encoding="ascii").split()[1]) if status.exists() else 0
+    )
+
+
+def memory_for_training(device: torch.device) -> float:
+    """Bytes that a process may fill; processes on one CPU share its memory."""
+    if device.type == "cuda":
+        return GPU_SHARE * device_memory(device)
+    return CPU_SHARE * device_memory(device) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def choose_micro_rows(
     config: ModelConfig,
     rows: int,
@@ -56,32 +77,94 @@ def choose_micro_rows(
     optimizer: str,
     chunk_tokens: int | None = None,
     head_share: float = 1.0,
+    degrees: Mapping[Axis, int] | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> int:
-    """The most rows, a divisor of this rank's `rows`, whose activations fit beside the training's state.
+    """The most rows, a divisor of this replica's `rows`, that fit through the model at once.
 
-    `head_share` of the tokens go through the head, `chunk_tokens` at a time.  Depends on nothing that
-    changes from start to start, so that a resumed run cuts its batches as before.
+    States and activations are divided as `degrees` say, a process's share of them must fit.  A pipeline gets
+    as many micro-batches as it has stages, where there are rows for that, and a multiple of them where it is
+    interleaved.  Where not even one row fits as it is, one fits if activations are made again, unless
+    `parallel.recompute` says otherwise.  `head_share` of the tokens go through the head, `chunk_tokens` at a
+    time.  Depends on nothing that changes from start to start: a resumed run cuts its batches as before.
     """
-    share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
-    memory = device_memory(device)
-    room = share * memory - config.state_bytes("muon" if optimizer == "muon" else "adamw")
-    width = 4 if precision == "fp32" else 2
-    needed = {
-        n: config.activation_bytes(
-            n,
-            row_tokens,
-            bytes_per_number=width,
-            chunk_tokens=min(chunk_tokens or n * row_tokens, ceil(head_share * n * row_tokens)),
-        )
-        for n in range(1, rows + 1)
-        if rows % n == 0 and (n == 1 or device.type == "cuda" or n * row_tokens <= CPU_MICRO_BATCH_TOKENS)
-    }
-    fitting = [n for n, size in needed.items() if size <= room]
-    if not fitting:
-        raise ConfigError(
-            f"model: one row of {row_tokens:,} tokens needs {needed[1] / 1e9:,.1f} GB beside"
-            f" {config.state_bytes() / 1e9:,.1f} GB of weights and optimizer, and {share:.0%} of this"
-            f" {device.type}'s memory is {share * memory / 1e9:,.1f} GB; write a smaller model or fewer"
-            " data.row_tokens"
-        )
-    return max(fitting)
+    parallel = parallel or ParallelConfig()
+    whole = Workload(
+        model=config,
+        micro_rows=rows,
+        row_tokens=row_tokens,
+        precision=precision,
+        optimizer="muon" if optimizer == "muon" else "adamw",
+        parallel=parallel,
+        degrees=degrees or {},
+        head_share=head_share,
+        chunk_tokens=chunk_tokens,
+        kernels=device.type == "cpu" and library() is not None,
+    )
+    sizes = micro_batch_sizes(whole, rows, device)
+    for mode in ways_to_recompute(parallel):
+        tried = [cut(whole, rows, n, mode) for n in sizes]
+        fitting = [work.micro_rows for work in tried if footprint(work).total <= memory_for_training(device)]
+        if fitting:
+            return max(fitting)
+    raise ConfigError(too_large(tried[0], device))
+
+
+def ways_to_recompute(parallel: ParallelConfig) -> tuple[Recompute, ...]:
+    """What may be made again, the cheapest first."""
+    return ("none", "selective", "full") if parallel.recompute == "auto" else (parallel.recompute,)
+
+
+def micro_batch_sizes(work: Workload, rows: int, device: torch.device) -> list[int]:
+    """Divisors of `rows` that are worth a thought, the smallest first."""
+    stages, interleaved = work.degree("pipeline"), work.parallel.interleave > 1
+    found = [n for n in range(1, rows + 1) if rows % n == 0]
+    if interleaved:
+        found = [n for n in found if rows // n % stages == 0]
+        if not found:
+            raise ConfigError(
+                f"parallel.interleave: a pipeline of {stages} stages needs a multiple of {stages}"
+                f" micro-batches, and each replica has {rows:,} rows; raise train.batch_tokens, or write"
+                " interleave: 1"
+            )
+    if device.type != "cuda":
+        most = CPU_MICRO_BATCH_TOKENS * work.degree("context")
+        found = [n for n in found if n == found[0] or n * work.row_tokens <= most]
+    return [n for n in found if rows // n >= stages] or found[:1]
+
+
+def cut(work: Workload, rows: int, micro_rows: int, mode: Recompute) -> Workload:
+    """The same work with so many of its rows at a time."""
+    return replace(work, micro_rows=micro_rows, micro_batches=rows // micro_rows, recompute=mode)
+
+
+def choose_recompute(work: Workload, device: torch.device) -> tuple[Recompute, int | None]:
+    """What to make again in the backward pass, and in how many of a process's first layers, None for all.
+
+    `parallel.recompute` where it says so; else nothing if that fits, what is cheap in as few layers as will
+    do, whole blocks in as few as will do.
+    """
+    asked = work.parallel.recompute
+    if asked != "auto":
+        return asked, None
+    room = memory_for_training(device)
+    if footprint(replace(work, recompute="none")).total <= room:
+        return "none", None
+    modes: tuple[Recompute, ...] = ("selective", "full")
+    for mode in modes:
+        for layers in range(1, work.layers + 1):
+            if footprint(replace(work, recompute=mode, recompute_layers=layers)).total <= room:
+                return mode, layers
+    return "full", None
+
+
+def too_large(work: Workload, device: torch.device) -> str:
+    """What to say where not even the least fits."""
+    needed, room = footprint(work), memory_for_training(device)
+    rows = "one row" if work.micro_rows == 1 else f"{work.micro_rows} rows"
+    return (
+        f"model: {rows} of {work.row_tokens:,} tokens needs {(needed.total - needed.states) / 1e9:,.2g} GB"
+        f" beside {needed.states / 1e9:,.2g} GB of weights and optimizer, and what a process may fill of this"
+        f" {device.type}'s memory is {room / 1e9:,.2g} GB; write a smaller model or fewer data.row_tokens, or"
+        " spread it over more processes: parallel.shard"
+    )
