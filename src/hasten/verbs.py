@@ -300,6 +300,7 @@ def plan(words: Words) -> None:
     hasten plan gpt2 hardware=h100x8x16    train.batch_tokens=4194304   model.preset=llama3-8b
     row_tokens=8192   tokens=1e12   price=2.5   network=eth100   precision=fp8   top=20   format=json
     layout.tensor=8   layout.pipeline=4   schedule=text   schedule=pipeline.svg   ranked=2
+    write=FILE.yaml   (the recipe with the layout in its parallel: block)
     """
     from hasten.plan import answer, ask
     from hasten.recipe import Recipe
@@ -322,7 +323,7 @@ def plan(words: Words) -> None:
         optimizer=train.optimizer.kind,
         tokens=train.tokens or steps,
     )
-    say(answer.answer(question, config))
+    say(answer.answer(question, config, recipe))
 
 
 def job(words: Words) -> None:

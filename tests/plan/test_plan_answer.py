@@ -6,9 +6,14 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from hasten.cli import main
+from hasten.core import config
+from hasten.core.errors import ConfigError
+from hasten.parallel.config import ParallelConfig
 from hasten.plan.ask import from_words
+from hasten.plan.block import layout_of, parallel_of
 from hasten.plan.drawing import as_svg, as_text, timeline
 from hasten.plan.layout import Layout
+from hasten.recipe import Recipe
 
 GPT2 = ["plan", "gpt2", "hardware=h100x8x2"]
 LLAMA = [
@@ -45,9 +50,56 @@ def test_json_says_the_same_to_programs(capsys):
     assert all(refusal["count"] > 0 for refusal in data["refused"])
 
 
+def test_the_layout_is_written_as_a_recipe_and_read_back(capsys, tmp_path):
+    path = tmp_path / "big.yaml"
+    words = [*LLAMA, "layout.pipeline=2", "layout.tensor=2", "layout.interleave=2", f"write={path}"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert f"recipe: {path}, of the layout" in text
+    recipe = config.load(Recipe, path)
+    layout = layout_of(recipe.parallel, recipe.train.micro_batch_tokens // recipe.text.row_tokens)
+    assert (layout.pipeline, layout.tensor, layout.interleave) == (2, 2, 2)
+    assert layout.devices == 16
+    assert (recipe.text.row_tokens, recipe.train.batch_tokens) == (8192, 1_048_576)
+    assert recipe.model.preset == "llama3-8b"
+    assert main([*words[:-1], "format=json", "top=1"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert Layout(**data["layouts"][0]["layout"]) == layout
+    # What is printed does the same, put into the recipe by hand.
+    printed = text.split("the first in a recipe:\n")[1].split("\n\n")[0]
+    said = config.read_yaml(printed)
+    by_hand = config.parse(Recipe, {**said, "train": {"epochs": 1, **said["train"]}}, "here")
+    assert by_hand.parallel == recipe.parallel
+    assert by_hand.train.micro_batch_tokens == recipe.train.micro_batch_tokens
+    assert data["recipe"]["parallel"] == said["parallel"]
+    assert main(words) == 2
+    assert "exists; name another file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(),
+        Layout(data=2, shard=4, stage=2, recompute="selective"),
+        Layout(tensor=8, sequence_parallel=True, pipeline=4, interleave=2, order="interleaved"),
+        Layout(context=4, pipeline=2, order="gpipe", micro_batch=3, recompute="full"),
+    ],
+    ids=["one", "shared", "interleaved", "gpipe"],
+)
+def test_a_layout_is_a_recipes_parallel_and_back(layout):
+    parallel = parallel_of(layout)
+    assert config.parse(ParallelConfig, config.read_yaml(config.dump(parallel)), "here") == parallel
+    assert layout_of(parallel, layout.micro_batch) == layout
+
+
+def test_what_a_recipe_leaves_open_is_no_layout():
+    with pytest.raises(ConfigError, match=r"parallel\.data is auto; write what it is to be"):
+        layout_of(ParallelConfig())
+
+
 def test_options_may_be_flags():
-    config, others = from_words(["--hardware", "h100x8", "--top=3", "train.steps=5"], ["train"])
-    assert (config.hardware, config.top, others) == ("h100x8", 3, ["train.steps=5"])
+    settings, others = from_words(["--hardware", "h100x8", "--top=3", "train.steps=5"], ["train"])
+    assert (settings.hardware, settings.top, others) == ("h100x8", 3, ["train.steps=5"])
 
 
 def test_a_pipeline_is_drawn(capsys, tmp_path):

@@ -15,7 +15,7 @@ from hasten.plan.search import Question
 from hasten.plan.work import Work
 
 Degree = Annotated[int, Field(ge=1)] | None
-PLAIN = ("hardware", "network", "schedule")  # taken as they are, not as YAML: 4090 is a name
+PLAIN = ("hardware", "network", "schedule", "write")  # taken as they are, not as YAML: 4090 is a name
 WHOLE_LOGITS = 2**32  # bytes of fp32 logits that are made at once on a GPU; more are made in pieces
 
 
@@ -54,7 +54,8 @@ class PlanConfig(Config):
     top: int = Field(10, ge=1, le=1000)
     format: Literal["text", "json"] = "text"
     schedule: str | None = Field(None, description="text, or a file.svg for a drawing of the best pipeline")
-    ranked: int = Field(1, ge=1, description="which of the layouts the schedule is drawn of")
+    ranked: int = Field(1, ge=1, description="which of the layouts is drawn, or written")
+    write: str | None = Field(None, description="a file for the recipe with the layout in its parallel:")
 
 
 def from_words(words: Sequence[str], recipe_keys: Iterable[str]) -> tuple[PlanConfig, list[str]]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hasten.plan.advice import enough_devices, what_would_help
+from hasten.plan.block import block, keys
 from hasten.plan.drawing import as_text, timeline
 from hasten.plan.search import Choice, Plan
 
@@ -32,7 +33,12 @@ def as_words(plan: Plan, top: int) -> str:
     parts = [heading(plan)]
     parts.append(table(plan.ranked[:top]) if plan.ranked else nothing_fits(plan))
     if plan.best:
-        parts += [spent(plan.best), held(plan.best), helping(plan)]
+        parts += [
+            spent(plan.best),
+            held(plan.best),
+            f"the first in a recipe:\n{block(plan.best)}",
+            helping(plan),
+        ]
     parts += [refusals(plan)]
     return "\n\n".join(part for part in parts if part)
 
@@ -125,6 +131,7 @@ def as_data(plan: Plan, top: int) -> dict[str, Any]:
         "precision": question.precision,
         "tried": plan.tried,
         "fitting": plan.fitting,
+        "recipe": keys(plan.best) if plan.best else None,
         "layouts": [choice_data(choice) for choice in plan.ranked[:top]],
         "refused": [
             {"reason": r.reason, "count": r.count, "example": r.example.state(), "missing_bytes": r.missing}
