@@ -22,7 +22,7 @@ from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.interop import save_hugging_face
 from hasten.model.transformer import build
-from hasten.train import snapshot
+from hasten.train import held, snapshot
 from hasten.train.checkpoint import Checkpoints, best, latest, load_model, restore
 from hasten.train.optim import AdamWConfig, MuonConfig
 
@@ -82,7 +82,7 @@ def test_whoever_holds_the_models_tensors_sees_the_restored_values(run):
     held = training.model.embedding.weight
     restore(run / "step-000002", training.model, training.optimizer)
     assert held is training.model.embedding.weight
-    assert held is next(p for p in training.optimizer.parameters if p.shape == held.shape)
+    assert held is next(p for p in training.optimizer.parameters.values() if p.shape == held.shape)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_hugging_face_folder_gives_its_model(tmp_path):
 def test_a_tied_matrix_is_saved_once_and_shared_again(tmp_path, tied):
     training = Training(config=TINY.model_copy(update={"tied": tied}))
     training.save(Checkpoints(tmp_path), 1)
-    names = snapshot.weights_of(training.model).keys()
+    names = held.weights_of(training.model).keys()
     assert ("head.weight" in names) is not tied
     model, _ = load_model(tmp_path)
     assert model.config.num_parameters == sum(p.numel() for p in model.parameters())
@@ -386,7 +386,7 @@ def test_a_tensor_under_two_names_is_copied_once():
             super().__init__()
             self.one = self.two = torch.nn.Linear(2, 2, bias=False)
 
-    assert list(snapshot.weights_of(Twins())) == ["one.weight"]
+    assert list(held.weights_of(Twins())) == ["one.weight"]
 
 
 @pytest.mark.parametrize("content", ["", "a checkpoint?"])

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,8 @@ import xxhash
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 ASIDE = f"{TEMPORARY}aside-"
+Record = list[Any]
+"""[bytes, digest] of a file, as a manifest has it."""
 CHUNK_BYTES = 1 << 20  # large enough that a busy main thread is asked for the interpreter lock rarely
 
 
@@ -102,16 +104,29 @@ def publish(final: Path, note: dict[str, Any] | None = None) -> Iterator[Path]:
     anything raises before the folder is in its place, the temporary folder is removed and nothing
     else has changed.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(final)
-    temporary.mkdir()
+    temporary = begin(final)
     try:
         yield temporary
-        write_manifest(temporary, note or {})
-        replace_folder(temporary, final)
+        finish(temporary, final, note or {})
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def begin(final: Path) -> Path:
+    """An empty temporary folder beside `final`, to be filled, by several processes if need be."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(final)
+    temporary.mkdir()
+    return temporary
+
+
+def finish(
+    temporary: Path, final: Path, note: dict[str, Any], known: Mapping[str, Record] | None = None
+) -> None:
+    """Make a filled folder appear as `final`; `known` are files that their writers have `vouched` for."""
+    write_manifest(temporary, note, known)
+    replace_folder(temporary, final)
     sync(final.parent)
 
 
@@ -157,18 +172,22 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_manifest(folder: Path, note: dict[str, Any]) -> None:
-    """Flush everything below `folder`, then write the manifest that vouches for it."""
-    files = {}
-    for path in contents(folder):
-        sync(path)
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest(path)]
+def write_manifest(folder: Path, note: dict[str, Any], known: Mapping[str, Record] | None = None) -> None:
+    """Flush everything below `folder` that is not `known`, then write the manifest that vouches for all."""
+    files = {path.relative_to(folder).as_posix(): path for path in contents(folder)}
+    records = {name: (known or {}).get(name) or vouched(path) for name, path in files.items()}
     for directory in (path for path in folder.rglob("*") if path.is_dir()):
         sync(directory)
-    write_text(folder / MANIFEST, manifest_text(note, files))
+    write_text(folder / MANIFEST, manifest_text(note, records))
 
 
-def manifest_text(note: dict[str, Any], files: dict[str, list[Any]]) -> str:
+def vouched(path: Path) -> Record:
+    """What a manifest says of a file, once it is flushed to the disk."""
+    sync(path)
+    return [path.stat().st_size, digest(path)]
+
+
+def manifest_text(note: dict[str, Any], files: dict[str, Record]) -> str:
     """The one spelling of a manifest; it carries a fingerprint of itself, so no byte of it can change."""
     body = {"note": note, "files": files}
     return json.dumps({**body, "fingerprint": fingerprint(body)}, indent=2, ensure_ascii=False) + "\n"
@@ -190,21 +209,46 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a published folder, in a few words, or None if every byte is as written."""
+    return misplaced(folder) or changed(folder)
+
+
+def misplaced(folder: Path) -> str | None:
+    """As `damage`, by the names and sizes of the files alone."""
     if not folder.is_dir():
         return "there is no such folder"
     manifest = read_manifest(folder)
     if manifest is None:
         return f"{MANIFEST} is missing or unreadable"
-    recorded: dict[str, list[Any]] = manifest["files"]
+    recorded: dict[str, Record] = manifest["files"]
     found = {path.relative_to(folder).as_posix() for path in contents(folder)}
     for name in sorted(found ^ set(recorded)):
         return f"{name} is {'not in the manifest' if name in found else 'missing'}"
-    for name, (size, _) in recorded.items():
-        if (folder / name).stat().st_size != size:
-            return f"{name} has {(folder / name).stat().st_size:,} bytes instead of {size:,}"
+    return next(filter(None, (resized(folder, name, size) for name, (size, _) in recorded.items())), None)
+
+
+def resized(folder: Path, name: str, size: int) -> str | None:
+    """What is wrong with the size of one file of a folder."""
+    try:
+        actual = (folder / name).stat().st_size
+    except OSError:
+        return f"{name} is missing"
+    return None if actual == size else f"{name} has {actual:,} bytes instead of {size:,}"
+
+
+def changed(folder: Path, names: Iterable[str] | None = None) -> str | None:
+    """As `damage`, of these files alone, or of all in the manifest: where many read a folder, each a part."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"{MANIFEST} is missing or unreadable"
+    recorded: dict[str, Record] = manifest["files"]
+    names = sorted(recorded if names is None else names)
+    for name in names:
+        if name not in recorded:
+            return f"{name} is not in the manifest"
+        if problem := resized(folder, name, recorded[name][0]):
+            return problem
     with ThreadPoolExecutor(max_workers=2) as pool:
-        digests = pool.map(digest, [folder / name for name in recorded])
-        for (name, (_, expected)), actual in zip(recorded.items(), digests, strict=True):
-            if actual != expected:
+        for name, actual in zip(names, pool.map(digest, [folder / name for name in names]), strict=True):
+            if actual != recorded[name][1]:
                 return f"{name} does not match the digest in {MANIFEST}"
     return None

@@ -20,7 +20,8 @@ from hasten.model.interop import GENERATION, OnTensor, narrowed, save_hugging_fa
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.files import FILE, ROLES_FILE
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.snapshot import MODEL, WEIGHTS, weights_of
+from hasten.train.held import WEIGHTS, weights_of
+from hasten.train.snapshot import MODEL
 
 GgufType = Literal["F32", "F16", "Q8_0"]
 GGUF_TYPES: dict[str, GgufType] = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}

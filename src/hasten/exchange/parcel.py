@@ -10,15 +10,15 @@ from hasten.core.errors import CheckpointError, ConfigError
 from hasten.core.foreign import file_inside, read_json
 from hasten.model.gguf import load_gguf
 from hasten.model.interop import GENERATION, OnTensor, Types, load_with_types, refuse_code
-from hasten.model.safetensors_file import SafetensorsFile
 from hasten.model.transformer import Transformer
 from hasten.model.weights import present
 from hasten.serve.template import LONGEST_TEMPLATE, template_source
 from hasten.tokenizer.files import FILE, MAX_FILE_BYTES, ROLES_FILE
 from hasten.tokenizer.older import rebuilt
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.held import WEIGHTS, weights_of
+from hasten.train.pieces import Pieces
 from hasten.train.restore import checkpoint_in, is_checkpoint, load_model
-from hasten.train.snapshot import WEIGHTS, weights_of
 
 TEMPLATE = "chat_template.jinja"
 LUGGAGE = {
@@ -49,8 +49,7 @@ def opened(place: Path, pickle: bool = False, on_tensor: OnTensor = lambda done,
     model: Transformer
     if is_checkpoint(folder):
         model, tokenizer = load_model(folder)
-        entries = SafetensorsFile(folder / f"{WEIGHTS}.safetensors").entries
-        types = {name: entry.dtype for name, entry in entries.items()}
+        types = {name: dtype for name, (_, dtype) in Pieces(folder, WEIGHTS).layout().items()}
     else:
         check_luggage(folder)
         tokenizer = Tokenizer.load(folder) if has_tokenizer(folder) else None

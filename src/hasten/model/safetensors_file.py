@@ -72,7 +72,17 @@ class SafetensorsFile(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor `name`, in the type that it has in the file."""
+        return self.read(name, self.entries[name])
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """The tensor `name` from `start` to `stop` of its first dimension, which is all that is read."""
         entry = self.entries[name]
+        row = (entry.end - entry.begin) // max(entry.shape[0], 1)
+        begin, end = entry.begin + start * row, entry.begin + stop * row
+        return self.read(name, Entry(entry.dtype, (stop - start, *entry.shape[1:]), begin, end))
+
+    def read(self, name: str, entry: Entry) -> Tensor:
+        """The bytes that `entry` tells of, as a tensor; `name` is for complaints."""
         data = bytearray(entry.end - entry.begin)
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -88,16 +98,6 @@ class SafetensorsFile(Mapping[str, Tensor]):
     def num_numbers(self) -> int:
         """How many numbers all tensors hold."""
         return sum(math.prod(entry.shape) for entry in self.entries.values())
-
-    def widened(self) -> dict[str, Tensor]:
-        """What the tensors are once 16-bit numbers are float32, as tensors that hold nothing."""
-        short = (torch.float16, torch.bfloat16)
-        return {
-            name: torch.empty(
-                entry.shape, dtype=torch.float32 if entry.dtype in short else entry.dtype, device="meta"
-            )
-            for name, entry in self.entries.items()
-        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

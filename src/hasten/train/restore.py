@@ -1,12 +1,13 @@
 """Reading checkpoints: which one is whole, a training put back, a model taken out.
 
-Nothing is read before every byte of the folder is as its manifest says, and no file is ever unpickled.
+No file is read before every byte of it is as the manifest says, and none is ever unpickled.  Whatever mesh
+of processes wrote a checkpoint, any other reads it: each process takes the parts that it holds.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,16 @@ from torch import Tensor
 from hasten.core.config import load
 from hasten.core.console import say
 from hasten.core.errors import CheckpointError
-from hasten.core.files import MANIFEST, damage, read_manifest
+from hasten.core.files import MANIFEST, changed, damage, read_manifest
 from hasten.model.config import ModelConfig
 from hasten.model.interop import load_hugging_face
-from hasten.model.safetensors_file import SafetensorsFile
 from hasten.model.transformer import Transformer, assemble
+from hasten.parallel.arrangement import Arrangement
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.held import OPTIMIZER, WEIGHTS, Held, held_here, is_spread_out, place_of, weights_of
 from hasten.train.optim import Optimizer
-from hasten.train.snapshot import (
-    MODEL,
-    OPTIMIZER,
-    RANDOM,
-    RANDOM_NUMBERS,
-    STATE,
-    TOKENIZER,
-    WEIGHTS,
-    layout,
-    set_random_state,
-    weights_of,
-)
+from hasten.train.pieces import FILE, INDEX, Layout, Pieces
+from hasten.train.snapshot import MODEL, RANDOM, STATE, TOKENIZER, layout, mark_of, set_random_state
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -69,13 +61,19 @@ def best(folder: Path) -> Path | None:
     return first_whole(folder, list(by_metric(folder)))
 
 
-def first_whole(folder: Path, candidates: list[Path]) -> Path | None:
-    """The first candidate without damage."""
+def first_whole(
+    folder: Path,
+    candidates: list[Path],
+    damage_of: Callable[[Path], str | None] = damage,
+    aloud: bool = True,
+) -> Path | None:
+    """The first candidate without damage; `aloud` says which ones have some."""
     for candidate in candidates:
-        problem = damage(candidate)
+        problem = damage_of(candidate)
         if problem is None:
             return candidate
-        say(f"{candidate} is damaged and passed over: {problem}")
+        if aloud:
+            say(f"{candidate} is damaged and passed over: {problem}")
     if candidates:
         raise CheckpointError(
             f"{folder}: all {len(candidates)} checkpoints are damaged; bring one back from a copy, or move"
@@ -84,26 +82,75 @@ def first_whole(folder: Path, candidates: list[Path]) -> Path | None:
     return None
 
 
-def restore(folder: Path, model: Transformer, optimizer: Optimizer) -> dict[str, Any]:
+def restore(
+    folder: Path, model: Transformer, optimizer: Optimizer, arrangement: Arrangement | None = None
+) -> dict[str, Any]:
     """Put a training back to where `folder` was saved, bit for bit; returns the saved `state`.
 
-    Weights, optimizer and the random generators of torch, Python and numpy are set.  Raises
-    `CheckpointError`, with nothing changed, where the folder is damaged or holds another model or optimizer.
+    Of a training that is spread over processes each calls this, and reads of weights and moments what it
+    holds.  Weights, optimizer and the random generators of torch, Python and numpy are set; the generators
+    only where as many processes wrote the checkpoint, or one.  Raises `CheckpointError`, with nothing
+    changed, where the folder is damaged or holds another model or optimizer.
     """
-    check(folder)
-    weights, moments = read_tensors(folder, WEIGHTS), read_tensors(folder, OPTIMIZER)
-    generators, numbers = read_tensors(folder, RANDOM), read_mapping(folder, RANDOM_NUMBERS)
-    state = read_mapping(folder, STATE)
-    compare(folder, "weight", weights, weights_of(model))
-    compare(folder, "optimizer state", moments, optimizer.state_dict())
+    names = whole_names(folder, arrangement)
+    check(folder, names)
+    held = held_here(model, optimizer, arrangement)
+    saved = {file: Pieces(folder, file) for file in held}
+    state, generators = read_mapping(folder, STATE), read_generators(folder, arrangement)
+    # Of a pipeline each process holds some of the names.
+    all_names = arrangement is None or arrangement.grid.degrees["pipeline"] == 1
+    for file, kind in ((WEIGHTS, "weight"), (OPTIMIZER, "optimizer state")):
+        here = {n: (list(h.piece.whole), h.tensor.dtype) for n, h in held[file].items()}
+        compare(folder, kind, saved[file].layout(), here, all_names)
     compare_configs(folder, model.config)
-    assign(model, weights)
-    optimizer.load_state_dict(moments)
-    try:
-        set_random_state(generators, numbers)
-    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{folder / RANDOM_NUMBERS}: is no random state ({error})") from None
+    if names is not None:
+        check(folder, {name for file in held for name in files_of(saved[file], held[file], file)})
+    for file, pieces in saved.items():
+        assign(held[file], pieces)
+    if generators is not None:
+        set_generators(folder, *generators)
     return state
+
+
+def whole_names(folder: Path, arrangement: Arrangement | None) -> set[str] | None:
+    """The files that every process reads whole, by which it learns what else to read; None: all there are."""
+    if not is_spread_out(arrangement):
+        return None
+    names = {MODEL, STATE, *(f"{file}{INDEX}" for file in (WEIGHTS, OPTIMIZER))}
+    names |= {f"{RANDOM}{mark}{suffix}" for mark in marks(arrangement) for suffix in (".json", FILE)}
+    return {name for name in names if (folder / name).exists() or name in (MODEL, STATE)}
+
+
+def marks(arrangement: Arrangement | None) -> list[str]:
+    """What the names of files may end in that this process's random state is in."""
+    return ["", mark_of(*(place_of(arrangement) if arrangement else (0, 1)))]
+
+
+def files_of(pieces: Pieces, held: Mapping[str, Held], file: str) -> set[str]:
+    """The files that have what is held, by their names in the folder."""
+    found = pieces.files({name: it.piece for name, it in held.items()})
+    return {f"{Path(file).parent}/{name}" for name in found}
+
+
+def read_generators(
+    folder: Path, arrangement: Arrangement | None
+) -> tuple[str, Mapping[str, Tensor], dict[str, Any]] | None:
+    """The random state that is this process's, and the file's name; None where others wrote the folder."""
+    for mark in marks(arrangement):
+        file = f"{RANDOM}{mark}"
+        if (folder / f"{file}{FILE}").exists() or (folder / f"{file}.json").exists():
+            return f"{file}.json", read_tensors(folder, file), read_mapping(folder, f"{file}.json")
+    return None
+
+
+def set_generators(
+    folder: Path, name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """Put every random generator where it was; refuse numbers that are none."""
+    try:
+        set_random_state(tensors, numbers)
+    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{folder / name}: is no random state ({error})") from None
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer | None]:
@@ -122,6 +169,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Transf
     return model.eval(), tokenizer
 
 
+@torch.no_grad()
 def load_assembled(folder: Path, device: torch.device | str) -> Transformer:
     """The model of a checkpoint, built without drawing weights that would be overwritten.
 
@@ -129,11 +177,18 @@ def load_assembled(folder: Path, device: torch.device | str) -> Transformer:
     """
     with torch.device("meta"):
         model: Transformer = assemble(load(ModelConfig, folder / MODEL))
-    weights = SafetensorsFile(folder / f"{WEIGHTS}.safetensors")
-    compare(folder, "weight", weights.widened(), weights_of(model))
+    weights = Pieces(folder, WEIGHTS)
+    compare(folder, "weight", widened(weights.layout()), layout(weights_of(model)))
     model.to_empty(device=device)
-    assign(model, weights)
+    for name, tensor in weights_of(model).items():
+        tensor.copy_(weights[name])
     return model
+
+
+def widened(layout: Layout) -> Layout:
+    """The same once numbers of 16 bits are float32."""
+    short = (torch.float16, torch.bfloat16)
+    return {name: (shape, torch.float32 if kind in short else kind) for name, (shape, kind) in layout.items()}
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -155,16 +210,18 @@ def checkpoint_in(folder: Path) -> Path:
     )
 
 
-def check(folder: Path) -> None:
-    """Refuse a damaged checkpoint before anything is read from it."""
-    if problem := damage(folder):
+def check(folder: Path, names: set[str] | None = None) -> None:
+    """Refuse a damaged checkpoint before anything is read from it; or just some files of it."""
+    if problem := damage(folder) if names is None else changed(folder, names):
         raise CheckpointError(f"{folder}: {problem}; use another checkpoint")
 
 
-def compare(folder: Path, kind: str, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not exactly those of this training, naming the first that differs."""
-    there, here = layout(saved), layout(own)
-    for key in sorted(there.keys() | here.keys()):
+def compare(folder: Path, kind: str, there: Layout, here: Layout, all_names: bool = True) -> None:
+    """Refuse tensors that are not exactly those of this training, naming the first that differs.
+
+    Without `all_names` those count that are here.
+    """
+    for key in sorted(there.keys() | here.keys() if all_names else here):
         if there.get(key) != here.get(key):
             saved_as, needed = (f"{x[key][0]} {x[key][1]}" if key in x else "missing" for x in (there, here))
             raise CheckpointError(
@@ -186,15 +243,15 @@ def compare_configs(folder: Path, config: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def assign(model: Transformer, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into the model's own tensors, in place: whoever holds them sees the new values."""
-    for key, tensor in weights_of(model).items():
-        tensor.copy_(weights[key])
+def assign(held: Mapping[str, Held], saved: Pieces) -> None:
+    """Copy what is held out of `saved`, in place: whoever holds the tensors sees the new values."""
+    for name, (piece, tensor) in held.items():
+        tensor.copy_(saved.part(name, piece))
 
 
 def read_tensors(folder: Path, file: str) -> dict[str, Tensor]:
-    """The tensors of one safetensors file of a checkpoint, after its header was checked."""
-    return dict(SafetensorsFile(folder / f"{file}.safetensors"))
+    """The tensors of a checkpoint's `file`, in one file or in several, each whole."""
+    return dict(Pieces(folder, file))
 
 
 def read_mapping(folder: Path, file: str) -> dict[str, Any]:

@@ -4,23 +4,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hasten.parallel.arrangement import Arrangement
 from hasten.train.checkpoint import Checkpoints
 from hasten.train.config import TrainConfig
+from hasten.train.held import is_spread_out
 from hasten.train.horizon import Cadence, Moment
-from hasten.train.restore import latest
 
 CHECKPOINT_SECONDS = 300.0
 """`checkpoint_every: auto` loses about this much training to a crash, and no more."""
 
 
 class Saves:
-    """The checkpoints of a run in `folder`: when one is due, how long it takes; rank 0 alone writes them."""
+    """The checkpoints of a run in `folder`: when one is due, how long it takes.
 
-    def __init__(self, folder: Path, config: TrainConfig, *, leads: bool) -> None:
-        self.folder = folder
+    Rank 0 alone writes them, or all processes together where an arrangement leaves none the whole.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainConfig, *, leads: bool, arrangement: Arrangement | None = None
+    ) -> None:
         self.cadence = Cadence(config.checkpoint_every, CHECKPOINT_SECONDS)
         self.seconds = 0.0  # of a save, when nothing disturbs it
-        self.checkpoints = Checkpoints(folder, config.keep_last) if leads else None
+        writes = leads or is_spread_out(arrangement)
+        self.checkpoints = Checkpoints(folder, config.keep_last, arrangement) if writes else None
 
     def due(self, moment: Moment, stop: bool) -> bool:
         """Whether to save now: it is time, or someone asks to stop and this moment is not saved yet."""
@@ -35,8 +41,12 @@ class Saves:
         self.cadence, self.seconds = self.cadence.restored(cadence), seconds
 
     def save(self, step: int, *, last: bool, **what: Any) -> None:
-        """Hand everything to the checkpoint's thread; the first and the last are waited for."""
-        assert self.checkpoints is not None
+        """Hand everything to the checkpoint's thread, where this process writes any.
+
+        The first and the last are waited for.
+        """
+        if self.checkpoints is None:
+            return
         began, first = time.monotonic(), not self.seconds
         self.checkpoints.save(step, wait=first or last, **what)
         if self.checkpoints.pending is None:
@@ -55,6 +65,5 @@ class Saves:
             self.checkpoints.wait()
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint in the folder."""
-        self.wait()
-        return latest(self.folder)
+        """The newest whole checkpoint in the folder; None, too, where this process writes none."""
+        return None if self.checkpoints is None else self.checkpoints.latest()

@@ -18,22 +18,29 @@ from torch import Tensor
 
 from hasten.core.config import dump
 from hasten.core.console import say
-from hasten.core.files import write_json, write_text
+from hasten.core.files import Record, vouched, write_json, write_text
 from hasten.model.transformer import Transformer
+from hasten.parallel.arrangement import Arrangement, Piece
+from hasten.train.held import OPTIMIZER, WEIGHTS, held_here, is_spread_out, place_of, spoken_for
 from hasten.train.optim import Optimizer
+from hasten.train.pieces import FILE, Layout, starts_of
 
 MODEL, TOKENIZER = "model.yaml", "tokenizer.json"
-WEIGHTS, OPTIMIZER, RANDOM = "weights/model", "state/optimizer", "state/random"  # .safetensors
-STATE, RANDOM_NUMBERS = "state/state.json", "state/random.json"
+STATE, RANDOM = "state/state.json", "state/random"
 
 
-def weights_of(model: Transformer) -> dict[str, Tensor]:
-    """The model's tensors by name; a tensor that two modules share is there once."""
-    live = model.state_dict(keep_vars=True)
-    names: dict[int, str] = {}
-    for name, tensor in live.items():
-        names.setdefault(id(tensor), name)
-    return {name: live[name].detach() for name in names.values()}
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes wrote: what the others need to know of it."""
+
+    records: dict[str, Record]  # of each file
+    boxes: dict[str, dict[str, tuple[torch.dtype, Piece]]]  # of each of WEIGHTS and OPTIMIZER, by name
+    mark: str
+
+
+def mark_of(rank: int, world_size: int) -> str:
+    """What the names of a process's own files end in: `mark_of(0, 8)` -> `-00001-of-00008`."""
+    return f"-{rank + 1:05}-of-{world_size:05}"
 
 
 @dataclass
@@ -62,20 +69,26 @@ def beside(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
-def layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[list[int], torch.dtype]]:
+def layout(tensors: Mapping[str, Tensor]) -> Layout:
     """Shape and type of each tensor."""
     return {name: (list(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training at one step: everything that a later process needs to go on as if nothing had happened."""
+    """A training at one step: everything that a later process needs to go on as if nothing had happened.
+
+    Where it is spread over processes, what one of them has to write of it.
+    """
 
     tensors: dict[str, Tensor]  # "{file without suffix}:{name}", all in CPU memory
+    pieces: dict[str, dict[str, Piece]]  # of each of WEIGHTS and OPTIMIZER, which boxes its tensors are
+    mark: str  # what its files' names end in; empty where one process writes all
     model: str  # model.yaml
     state: dict[str, Any]
     random_numbers: dict[str, Any]
     tokenizer: Path | None
+    leads: bool = True
 
     @classmethod
     def take(
@@ -85,29 +98,62 @@ class Snapshot:
         optimizer: Optimizer,
         state: dict[str, Any],
         tokenizer: Path | None,
+        *,
+        arrangement: Arrangement | None = None,
     ) -> "Snapshot":
         """Copy a training as it is now into `stage`; returns when the live tensors may change again."""
         generators, numbers = random_state()
-        groups = {WEIGHTS: weights_of(model), OPTIMIZER: optimizer.state_dict(), RANDOM: generators}
-        live = {f"{file}:{name}": t for file, tensors in groups.items() for name, t in tensors.items()}
+        held, mark, leads = held_here(model, optimizer, arrangement), "", True
+        if arrangement is not None and is_spread_out(arrangement):
+            rank, world_size = place_of(arrangement)
+            held, mark, leads = spoken_for(held, arrangement), mark_of(rank, world_size), rank == 0
+        live = {f"{RANDOM}:{name}": tensor for name, tensor in generators.items()}
+        live |= {f"{file}:{name}": it.tensor for file, group in held.items() for name, it in group.items()}
+        pieces = {file: {name: it.piece for name, it in group.items()} for file, group in held.items()}
         # Through JSON and back: what the caller changes later is no part of the snapshot.
         kept = json.loads(json.dumps({"state": state, "numbers": numbers}))
-        return cls(stage.copy(live), dump(model.config), kept["state"], kept["numbers"], tokenizer)
+        config = dump(model.config)
+        return cls(stage.copy(live), pieces, mark, config, kept["state"], kept["numbers"], tokenizer, leads)
 
     def write(self, folder: Path) -> None:
-        """Lay the snapshot down in an empty folder."""
-        (folder / WEIGHTS).parent.mkdir()
-        (folder / STATE).parent.mkdir()
+        """Lay the snapshot down in a folder that holds nothing yet, or what other processes lay there."""
         for file in (WEIGHTS, OPTIMIZER, RANDOM):
-            prefix = f"{file}:"
-            own = {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-            save_file(own, folder / f"{file}.safetensors", metadata={"format": "pt"})
+            (folder / file).parent.mkdir(exist_ok=True)
+            tensors = self.group(file)
+            starts = starts_of(self.pieces[file]) if self.mark and file in self.pieces else {}
+            if tensors or not self.mark:
+                save_file(tensors, folder / f"{file}{self.mark}{FILE}", metadata={"format": "pt", **starts})
+        write_text(folder / f"{RANDOM}{self.mark}.json", json.dumps(self.random_numbers))
+        if self.leads:
+            self.write_common(folder)
+
+    def write_common(self, folder: Path) -> None:
+        """What there is once, however many write."""
         write_text(folder / MODEL, self.model)
         write_json(folder / STATE, self.state)
-        write_text(folder / RANDOM_NUMBERS, json.dumps(self.random_numbers))
         if self.tokenizer is not None:
             source = self.tokenizer / TOKENIZER if self.tokenizer.is_dir() else self.tokenizer
             shutil.copyfile(source, folder / TOKENIZER)
+
+    def group(self, file: str) -> dict[str, Tensor]:
+        """The tensors of one file, by name."""
+        prefix = f"{file}:"
+        return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
+
+    def part(self, folder: Path) -> Part:
+        """What of this process's own lies in `folder`, flushed to the disk."""
+        files = [f"{file}{self.mark}{FILE}" for file in (WEIGHTS, OPTIMIZER, RANDOM) if self.group(file)]
+        files.append(f"{RANDOM}{self.mark}.json")
+        boxes = {
+            file: {name: (self.tensors[f"{file}:{name}"].dtype, piece) for name, piece in pieces.items()}
+            for file, pieces in self.pieces.items()
+        }
+        return Part({name: vouched(folder / name) for name in files}, boxes, self.mark)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights and optimizer that this process writes."""
+        return num_bytes({name: t for name, t in self.tensors.items() if not name.startswith(f"{RANDOM}:")})
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
