@@ -4,8 +4,8 @@ import pytest
 
 from hasten.model.config import ModelConfig
 from hasten.model.presets import PRESETS
-from hasten.parallel.schedules import program, simulate
-from hasten.plan.layout import Layout, split_layers
+from hasten.parallel.schedules import program, simulate, split_layers
+from hasten.plan.layout import Layout
 from hasten.plan.memory import (
     FRAGMENTS,
     HALF_GRADIENTS,

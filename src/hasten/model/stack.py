@@ -48,14 +48,28 @@ class Stack(nn.Module):
         if positions is None:
             positions = torch.arange(words.shape[1], device=words.device)
         x = self.enter(words, positions)
+        return self.norm(self.through(x, positions, segments, memory, memory_segments))
+
+    def through(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_segments: Tensor | None = None,
+        *,
+        layers: Iterable[str] | None = None,
+    ) -> Tensor:
+        """All blocks, or those named in `layers`: [B, T, D] -> [B, T, D], `positions` [T] or [B, T]."""
         angles, local, bias = self.angles(positions), self.local_angles(positions), self.bias()
         if bias is not None:
             # Made before the first layer, so that to a compiler all layers look alike.
-            bias(words.shape[1], words.shape[1])
-        for layer in cast(Iterable[Block], self.layers.values()):
+            bias(positions.shape[-1], positions.shape[-1])
+        chosen = self.layers.values() if layers is None else (self.layers[name] for name in layers)
+        for layer in cast(Iterable[Block], chosen):
             turned = angles if local is None or layer.attention.window is None else local
             x = layer(x, turned, segments, bias, memory, memory_segments)
-        return self.norm(x)
+        return x
 
     def enter(self, words: Tensor, positions: Tensor) -> Tensor:
         """What the first layer reads: [B, T, D] -> [B, T, D]."""

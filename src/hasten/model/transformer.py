@@ -94,6 +94,10 @@ class Transformer(nn.Module):
         cap = self.config.logit_soft_cap
         return scores if cap is None else soft_cap(scores, cap)
 
+    def words(self, tokens: Tensor) -> Tensor:
+        """The embeddings of tokens: [B, T] -> [B, T, D]."""
+        return self.embedding(tokens)
+
     def blocks(self) -> list[Block]:
         """All blocks in the order in which they run."""
         return [module for module in self.modules() if isinstance(module, Block)]
@@ -114,7 +118,7 @@ class Decoder(Stack, Transformer):
         `positions` [T] or [B, T] count from 0 by default.  Attention stays within equal `segments` [B, T],
         or [B, S] where a cache holds earlier positions.
         """
-        return self.read(self.embedding(tokens), positions, segments)
+        return self.read(self.words(tokens), positions, segments)
 
 
 class Encoder(Stack, Transformer):
@@ -134,10 +138,14 @@ class Encoder(Stack, Transformer):
         token_types: Tensor | None = None,
     ) -> Tensor:
         """tokens [B, T] -> [B, T, D]; `token_types` [B, T] are 0 by default."""
+        return self.read(self.words(tokens, token_types), positions, segments)
+
+    def words(self, tokens: Tensor, token_types: Tensor | None = None) -> Tensor:
+        """The embeddings of tokens, with those of their types: [B, T] -> [B, T, D]."""
         words = self.embedding(tokens)
         if self.token_types is not None:
             words = words + self.token_types(torch.zeros_like(tokens) if token_types is None else token_types)
-        return self.read(words, positions, segments)
+        return words
 
 
 class Seq2Seq(Transformer):
@@ -169,8 +177,12 @@ class Seq2Seq(Transformer):
         self, source: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
     ) -> Tensor:
         """The memory: source [B, S] -> [B, S, D]."""
+        return self.encoder.read(self.source_words(source), positions, segments)
+
+    def source_words(self, source: Tensor) -> Tensor:
+        """The embeddings of a source: [B, S] -> [B, S, D]."""
         table = self.embedding if self.source_embedding is None else self.source_embedding
-        return self.encoder.read(table(source), positions, segments)
+        return table(source)
 
     def decode(
         self,
@@ -184,7 +196,7 @@ class Seq2Seq(Transformer):
 
         Without `segments`, tokens see what is 1 in `memory_segments` [B, S].
         """
-        return self.decoder.read(self.embedding(tokens), positions, segments, memory, memory_segments)
+        return self.decoder.read(self.words(tokens), positions, segments, memory, memory_segments)
 
 
 ASSEMBLIES: dict[str, type[Decoder] | type[Encoder] | type[Seq2Seq]] = {

@@ -8,6 +8,7 @@ before, a backward that of the chunk after.  With interleaving stage i has the c
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from hasten.core.errors import ConfigError
@@ -86,6 +87,18 @@ def program(order: Order, stages: int, micro_batches: int, interleave: int = 1) 
     return [write(stage, stages, micro_batches) for stage in range(stages)]
 
 
+def source_of(op: Op, chunks: int) -> Op | None:
+    """The operation whose result this one reads, of `chunks` chunks in all; None for what reads none."""
+    chunk = op.chunk + (-1 if op.kind == "forward" else 1)
+    return op._replace(chunk=chunk) if 0 <= chunk < chunks else None
+
+
+def reader_of(op: Op, chunks: int) -> Op | None:
+    """The operation that reads the result of this one."""
+    chunk = op.chunk + (1 if op.kind == "forward" else -1)
+    return op._replace(chunk=chunk) if 0 <= chunk < chunks else None
+
+
 def gpipe(stage: int, stages: int, micro_batches: int) -> list[Op]:
     """All forwards, then all backwards (Huang et al. 2019)."""
     del stages
@@ -115,6 +128,17 @@ def interleaved(stage: int, stages: int, micro_batches: int, interleave: int) ->
     return in_turn(forward, backward, warm_up=ahead if interleave == 1 else 2 * ahead + round_ - stages)
 
 
+def forwards(stage: int, stages: int, micro_batches: int, interleave: int = 1) -> list[Op]:
+    """What a stage runs where nothing is learned: up to p micro-batches through each chunk in turn."""
+    rounds = [range(at, min(at + stages, micro_batches)) for at in range(0, micro_batches, stages)]
+    return [
+        Op("forward", micro, place * stages + stage)
+        for round_ in rounds
+        for place in range(interleave)
+        for micro in round_
+    ]
+
+
 def in_turn(forward: list[Op], backward: list[Op], warm_up: int) -> list[Op]:
     """`warm_up` forwards, then one forward and one backward in turn, then what backwards are left."""
     warm_up = min(warm_up, len(forward))
@@ -131,6 +155,8 @@ def simulate(
     channel: int | None = None,
 ) -> Timeline:
     """Run the programs.  `channel`: results that may wait unread before their sender must; None: any number.
+
+    One stage gives another all results of one kind through one channel, whichever chunk they are of.
 
     Raises `DeadlockError` where no stage can go on.
     """
@@ -156,6 +182,7 @@ class Simulation:
     channel: int | None
     place: list[int] = field(init=False)
     free: list[Time] = field(init=False)
+    begun: list[Time | None] = field(init=False)
     spans: list[list[Span]] = field(init=False)
     ends: dict[Op, Time] = field(default_factory=dict)
     taken: dict[tuple[Kind, int], list[Time]] = field(default_factory=dict)
@@ -164,54 +191,68 @@ class Simulation:
     def __post_init__(self) -> None:
         count = len(self.programs)
         self.place, self.free, self.spans = [0] * count, [0] * count, [[] for _ in range(count)]
+        self.begun = [None] * count
         self.chunks = 1 + max(op.chunk for program in self.programs for op in program)
 
     def unfinished(self) -> list[int]:
         """Stages with operations left."""
         return [stage for stage, ops in enumerate(self.programs) if self.place[stage] < len(ops)]
 
-    def source(self, op: Op) -> Op | None:
-        """The operation elsewhere whose result this one reads."""
-        chunk = op.chunk + (-1 if op.kind == "forward" else 1)
-        return op._replace(chunk=chunk) if 0 <= chunk < self.chunks else None
-
-    def sender_may_go_on(self, op: Op) -> Time | None:
-        """When there is room for the result of `op`, None where that is not known yet."""
-        out = op.chunk + (1 if op.kind == "forward" else -1)
-        if self.channel is None or not 0 <= out < self.chunks:
-            return 0
-        key = (op.kind, op.chunk)
-        before = self.sent.get(key, 0) - self.channel
-        reads = self.taken.get(key, [])
-        if before < 0:
-            return 0
-        return reads[before] if before < len(reads) else None
+    def sender(self, op: Op) -> tuple[Kind, int]:
+        """The channel into which the result of `op` goes: its kind, and the stage it comes from."""
+        return op.kind, op.chunk % len(self.programs)
 
     def advance(self, stage: int) -> bool:
         """Run what a stage can run now; whether it was anything."""
         ran = False
         while self.place[stage] < len(self.programs[stage]):
             op = self.programs[stage][self.place[stage]]
-            source = self.source(op)
-            missing = source is not None and source not in self.ends
-            lacks_own = op.kind == "backward" and op._replace(kind="forward") not in self.ends
-            room = self.sender_may_go_on(op)
-            if missing or lacks_own or room is None:
+            if self.begun[stage] is None:
+                if not self.can_begin(op):
+                    return ran
+                self.begin(stage, op)
+                ran = True
+            room = self.room(op)
+            if room is None:
                 return ran
-            arrived = self.ends[source] + self.transfer if source else 0
-            self.run(stage, op, max(self.free[stage], arrived), room, source)
+            self.finish(stage, op, room)
             ran = True
         return ran
 
-    def run(self, stage: int, op: Op, start: Time, room: Time, source: Op | None) -> None:
-        """Note one operation; with a full channel its stage waits before it gives the result away."""
+    def can_begin(self, op: Op) -> bool:
+        """Whether what an operation reads has been made."""
+        source = source_of(op, self.chunks)
+        lacks_own = op.kind == "backward" and op._replace(kind="forward") not in self.ends
+        return not lacks_own and (source is None or source in self.ends)
+
+    def begin(self, stage: int, op: Op) -> None:
+        """Take what an operation reads out of its channel, and start."""
+        source = source_of(op, self.chunks)
+        arrived = self.ends[source] + self.transfer if source else 0
+        start = max(self.free[stage], arrived)
+        if source:
+            self.taken.setdefault(self.sender(source), []).append(start)
+        self.begun[stage] = start
+
+    def room(self, op: Op) -> Time | None:
+        """When there is room for the result of `op`, None where that is not known yet."""
+        key = self.sender(op)
+        before = -1 if self.channel is None else self.sent.get(key, 0) - self.channel
+        if before < 0 or reader_of(op, self.chunks) is None:
+            return 0
+        reads = self.taken.get(key, [])
+        return reads[before] if before < len(reads) else None
+
+    def finish(self, stage: int, op: Op, room: Time) -> None:
+        """Note an operation; with a full channel its stage waits before it gives the result away."""
+        start = self.begun[stage]
+        assert start is not None
         end = start + self.duration(op)
         self.spans[stage].append(Span(op, start, end))
-        self.ends[op] = max(end, room)
-        self.free[stage] = self.ends[op]
-        self.sent[op.kind, op.chunk] = self.sent.get((op.kind, op.chunk), 0) + 1
-        if source is not None:
-            self.taken.setdefault((source.kind, source.chunk), []).append(start)
+        self.ends[op] = self.free[stage] = max(end, room)
+        if reader_of(op, self.chunks) is not None:
+            self.sent[self.sender(op)] = self.sent.get(self.sender(op), 0) + 1
+        self.begun[stage] = None
         self.place[stage] += 1
 
 
@@ -219,3 +260,23 @@ def bubble_share(order: Order, stages: int, micro_batches: int, interleave: int 
     """Idle time over work where all stages are equal: (p - 1) / (v m)."""
     del order  # GPipe and 1F1B differ in memory only
     return Fraction(stages - 1, interleave * micro_batches)
+
+
+@lru_cache(maxsize=4096)
+def split_layers(layers: int, chunks: int, head: float) -> tuple[int, ...]:
+    """Layers of each chunk, so that the dearest costs least; the last also has a head worth `head` layers.
+
+    Of equally good splits the evenest is taken, so that what divides is divided.
+    """
+    if chunks == 1:
+        return (layers,)
+    if chunks > layers:  # the ends, with embedding and head, may go without a layer
+        empty = chunks - layers
+        return (*[0] * (empty // 2), *[1] * layers, *[0] * (empty - empty // 2))
+    tries = []
+    for last in range(layers - chunks + 2):
+        widest = -(-(layers - last) // (chunks - 1))
+        tries.append((max(widest, last + head), abs(last - layers / chunks), last))
+    last = min(tries)[2]
+    each, more = divmod(layers - last, chunks - 1)
+    return (*(each + (place < more) for place in range(chunks - 1)), last)

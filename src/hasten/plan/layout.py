@@ -1,7 +1,6 @@
 """How a training is spread over devices: the degree of each axis, as data."""
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 from hasten.core.errors import ConfigError
@@ -114,23 +113,3 @@ def batch_misfit(layout: Layout, rows: int) -> str | None:
             f" {layout.micro_batches(rows)} micro-batches"
         )
     return None
-
-
-@lru_cache(maxsize=4096)
-def split_layers(layers: int, chunks: int, head: float) -> tuple[int, ...]:
-    """Layers of each chunk, so that the dearest costs least; the last also has a head worth `head` layers.
-
-    Of equally good splits the evenest is taken, so that what divides is divided.
-    """
-    if chunks == 1:
-        return (layers,)
-    if chunks > layers:  # the ends, with embedding and head, may go without a layer
-        empty = chunks - layers
-        return (*[0] * (empty // 2), *[1] * layers, *[0] * (empty - empty // 2))
-    tries = []
-    for last in range(layers - chunks + 2):
-        widest = -(-(layers - last) // (chunks - 1))
-        tries.append((max(widest, last + head), abs(last - layers / chunks), last))
-    last = min(tries)[2]
-    each, more = divmod(layers - last, chunks - 1)
-    return (*(each + (place < more) for place in range(chunks - 1)), last)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from hasten.plan.layout import Layout, split_layers
+from hasten.parallel.schedules import split_layers
+from hasten.plan.layout import Layout
 from hasten.plan.work import Work
 
 HALF, FULL = 2, 4  # bytes of a number in bf16, in fp32

@@ -6,8 +6,9 @@ the memory's bandwidth; the last are why small models reach less of the peak.  C
 
 from dataclasses import dataclass, replace
 
+from hasten.parallel.schedules import split_layers
 from hasten.plan.hardware import Cluster, Link
-from hasten.plan.layout import Layout, split_layers
+from hasten.plan.layout import Layout
 from hasten.plan.memory import HALF, LOGIT_BYTES, OURS, Scheme, parameters_on
 from hasten.plan.rates import (
     ATTENTION,
