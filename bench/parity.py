@@ -31,7 +31,7 @@ from hasten.parallel.apply import parallelize
 from hasten.parallel.arrangement import Piece
 from hasten.parallel.config import ParallelConfig
 from hasten.parallel.grid import Grid
-from hasten.train.engine import make_engine
+from hasten.train.engines import make_engine
 from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer
 from hasten.train.step import train_step
 
@@ -120,9 +120,7 @@ def train(
     model, arrangement = parallelize(config, 0, grid)
     first = arrangement.held(model)
     first = {name: (piece, tensor.clone()) for name, (piece, tensor) in first.items()}
-    engine = make_engine(
-        model, CrossEntropy(), runtime, precision="fp32", compiled=False, arrangement=arrangement
-    )
+    engine = make_engine(model, CrossEntropy(), runtime, arrangement, precision="fp32", compiled=False)
     updater = Optimizer(model, OPTIMIZERS[optimizer], arrangement=arrangement)
     losses, norms = [], []
     for step in range(STEPS):

@@ -29,7 +29,8 @@ from hasten.core.runtime import Runtime, environment
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.parallel.apply import parallelize
 from hasten.parallel.grid import Grid
-from hasten.train.engine import choose_precision, make_engine
+from hasten.train.engine import choose_precision
+from hasten.train.engines import make_engine
 from hasten.train.optim import Optimizer, Rates
 from hasten.train.step import train_step
 
@@ -49,9 +50,7 @@ def seconds_per_step(runtime: Runtime, mesh: str, shape: Shape, optimizer: str, 
     grid, table = Grid.make(runtime, mesh_of(mesh)), random_rows(shape)
     precision = choose_precision("auto", runtime.device)
     model, arrangement = parallelize(decoder(shape), 0, grid, precision)
-    engine = make_engine(
-        model, CrossEntropy(), runtime, precision=precision, compiled=False, arrangement=arrangement
-    )
+    engine = make_engine(model, CrossEntropy(), runtime, arrangement, precision=precision, compiled=False)
     config = OPTIMIZERS[optimizer]()
     rates = Rates.at(config, model.config, shape.batch_tokens)
     updater = Optimizer(model, config, rates, arrangement)

@@ -9,6 +9,7 @@ from hasten.model.transformer import Transformer, assemble
 from hasten.parallel.arrangement import Arrangement, local
 from hasten.parallel.fsdp import shard
 from hasten.parallel.grid import Grid
+from hasten.parallel.pipeline import cut
 from hasten.parallel.ring import fill_sockets
 from hasten.parallel.tensor import split_tensor
 
@@ -25,6 +26,7 @@ def parallelize(
     with torch.device("meta"):
         model = assemble(config)
     arrangement.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    cut(model, arrangement)
     split_tensor(model, arrangement, sequence=grid.config.sequence_parallel)
     fill_sockets(model, grid)
     if grid.degrees["shard"] > 1:

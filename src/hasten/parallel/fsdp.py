@@ -38,11 +38,13 @@ def shard(model: nn.Module, grid: Grid, *, half: bool = False) -> None:
 def sum_at(model: nn.Module, now: bool, stage: int) -> None:
     """Say before a backward pass whether gradients are added up in it, as they are in a step's last.
 
-    Where gradients are shared (stage 2 and 3) each pass adds them up, so that none is held whole.
+    Where gradients are shared (stage 2 and 3) each pass adds them up, so that none is held whole.  The root's
+    weights stay whole until the last pass: losses of a pipeline may wait for theirs, and use the head.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now or stage > 1)
         model.set_is_last_backward(now)
+        model.set_reshard_after_backward(now, recurse=False)
 
 
 def forget_whole(model: nn.Module) -> None:

@@ -66,8 +66,9 @@ class Grid:
 
     @property
     def seed_place(self) -> int:
-        """What random numbers inside a step depend on: other rows and tokens, not other parts of a matrix."""
-        return self.replica * self.degrees["context"] + self.place["context"]
+        """What random numbers inside a step depend on: rows, tokens and layers, not parts of a matrix."""
+        part = self.replica * self.degrees["context"] + self.place["context"]
+        return part * self.degrees["pipeline"] + self.place["pipeline"]
 
     @property
     def alone(self) -> bool:

@@ -132,21 +132,6 @@ class Whole:
         return torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.precision != "fp32")
 
 
-def make_engine(
-    model: nn.Module,
-    objective: Objective,
-    runtime: Runtime,
-    *,
-    precision: str,
-    compiled: bool,
-    packed: bool = False,
-    arrangement: Arrangement | None = None,
-) -> Engine:
-    """What runs an arranged model."""
-    options: dict[str, Any] = {"precision": precision, "compiled": compiled, "packed": packed}
-    return Whole(model, objective, runtime, arrangement=arrangement, **options)
-
-
 def count_of(engine: Engine, batches: Sequence[Batch]) -> Tensor:
     """This process's share [] of what the loss sums over, on the device; of equal rows one counts them."""
     count = torch.stack([engine.objective.count(batch) for batch in batches]).sum()

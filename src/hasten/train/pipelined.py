@@ -9,9 +9,8 @@ from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.distributed.fsdp import FSDPModule
 
 from hasten.core.batch import Batch
 from hasten.parallel.fsdp import forget_whole, sum_at
@@ -58,7 +57,6 @@ class Pipelined(Whole):
                 total += self.go_forward(op, arrived, batches[op.micro_batch], scale)
             else:
                 sum_at(self.model, number == len(ops), config.stage)
-                keep_ends(self.model, number < len(ops))
                 self.go_backward(op, arrived, batches[op.micro_batch])
         sum_gradients(self.model, self.arrangement)
         return self.share(total)
@@ -118,15 +116,6 @@ class Pipelined(Whole):
             with self.ready(batch):  # what is made again attends as it did
                 torch.autograd.backward([edge for edge, _ in entries], [gradient for _, gradient in entries])
         self.mail.send(op, size(batch), [gradient_of(tensor) for tensor in received])
-
-
-def keep_ends(model: nn.Module, keep: bool) -> None:
-    """Whether embedding, last norm and head stay gathered after the next backward pass.
-
-    The losses of other micro-batches wait for theirs, and use the head before FSDP could gather it again.
-    """
-    if isinstance(model, FSDPModule):
-        model.set_reshard_after_backward(not keep, recurse=False)
 
 
 def size(batch: Batch) -> tuple[tuple[int, ...], ...]:

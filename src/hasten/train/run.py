@@ -21,7 +21,8 @@ from hasten.parallel.arrangement import Arrangement
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
 from hasten.train.config import TrainConfig
-from hasten.train.engine import Whole, pinned
+from hasten.train.engine import pinned
+from hasten.train.engines import make_engine
 from hasten.train.horizon import Moment
 from hasten.train.journal import Journal
 from hasten.train.look import VALIDATION, Looks, Probe
@@ -139,14 +140,14 @@ class Run:
         self.pace.peak, compiled = settle_machine(
             self.plan, self.config, self.model.config, self.runtime, self.state.step
         )
-        self.engine = Whole(
+        self.engine = make_engine(
             self.model,
             self.objective,
             self.runtime,
+            self.arrangement,
             precision=self.plan.precision,
             compiled=compiled,
             packed=self.corpus.packed,
-            arrangement=self.arrangement,
         )
         with (
             self.signals,
