@@ -9,6 +9,7 @@ import torch
 from tiny_run import CPU, Act, make_run, write_corpus
 from torch import distributed, multiprocessing
 
+from hasten.core.errors import ConfigError
 from hasten.core.runtime import Runtime
 from hasten.train.agree import Agreement
 from hasten.train.metrics import read_lines
@@ -45,6 +46,9 @@ def check_agreement(runtime: Runtime) -> None:
     assert agreement.any(runtime.rank == 1) and not agreement.any(False)
     assert agreement.led(f"from {runtime.rank}" if agreement.leads else None) == "from 0"
     assert agreement.gathered((f"from {runtime.rank}",)) == ("from 0", "from 1")
+    agreement.same("alike", "the recipe")
+    with pytest.raises(ConfigError, match="the recipe of rank 1 is not that of rank 0"):
+        agreement.same(f"from {runtime.rank}", "the recipe")
 
 
 @pytest.mark.slow

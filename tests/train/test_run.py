@@ -22,6 +22,7 @@ from hasten.train import plan
 from hasten.train.metrics import measure_peak
 from hasten.train.restore import read_tensors
 from hasten.train.schedule import WSD
+from hasten.train.signals import ECHO_SECONDS
 
 STEPS = 20
 FILES = ("weights/model.safetensors", "state/optimizer.safetensors")
@@ -320,11 +321,16 @@ def test_sigterm_saves_and_exits_with_0(program: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_sigterm_exits_at_once(program: Any, tmp_path: Path) -> None:
+def test_a_second_sigterm_exits_at_once_and_an_echo_of_the_first_is_none(
+    program: Any, tmp_path: Path
+) -> None:
     """Each look takes a minute, so that the first signal's save is far away."""
     process = program(60.0)
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM: saving after this step" in next(line for line in process.stdout if "SIGTERM" in line)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(ECHO_SECONDS)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 128 + signal.SIGTERM
 
