@@ -52,8 +52,8 @@ REASONS: dict[str, Callable[[Published], bool]] = {
         "nanotron"
     ),
 }
-FIT_BOUNDS = {"passes": (0.8, 3.0)}
-FIRST_STEP, LAST_STEP = 0.15, 0.01
+FIT_BOUNDS = (0.05, 0.95)  # all are shares
+FIRST_STEP, LAST_STEP = 0.15, 0.002
 
 
 def fitted_on(row: Published) -> str | None:
@@ -204,7 +204,7 @@ def fit(rows: Sequence[Published]) -> Fit:
     while step > LAST_STEP:
         moved = False
         for name in asdict(found):
-            low, high = FIT_BOUNDS.get(name, (0.05, 0.9))
+            low, high = FIT_BOUNDS
             for factor in (1 + step, 1 / (1 + step)):
                 tried = replace(found, **{name: min(max(getattr(found, name) * factor, low), high)})
                 now = badness(tried)

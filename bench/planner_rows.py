@@ -64,8 +64,10 @@ HBM2E = 2.4e12
 """Bytes per second of six stacks of HBM2e, at the 2.0 TB/s of the five in an H100 PCIe."""
 
 OLD = Software(copies=False, fused_attention=False, compiled=False, overlap_data=False, gradient_bytes=2)
-TORCH = Software(products_again=0.5, gradient_bytes=4)  # torchtitan makes every second product again
-NVIDIA = Software(copies=False, best_attention=True, gradient_bytes=2, hidden_tensor=0.5, hide_exchange=True)
+# torchtitan makes every second product again, and repeats keys and values before attention.
+TORCH = Software(products_again=0.5, gradient_bytes=4, ring_repeats=True)
+NVIDIA = Software(copies=False, best_attention=True, gradient_bytes=2, hidden_tensor=0.5, hide_exchange=True,
+                  plain_ring=False)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,10 @@ def test_memory_is_nanotrons(graded):
 
 
 def test_time_is_what_was_measured(graded):
-    """Of held-out rows 15% was asked; the ring of torchtitan 2024-12 keeps all of them together at 16%."""
     assert graded["time_rms_fitted"] <= 0.08
     assert graded["time_rms_heldout_without_context_parallel"] <= 0.15
     assert graded["time_rms_heldout_with_later_releases"] <= 0.15
-    assert graded["time_rms_heldout"] <= 0.165
+    assert graded["time_rms_heldout"] <= 0.15
 
 
 def test_the_layout_it_picks_is_the_best_published(graded):

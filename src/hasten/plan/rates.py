@@ -14,13 +14,12 @@ class Fit:
     """The constants that were fitted, and nothing else was."""
 
     # Share of the peak of large matrix products, by family and precision.
-    ampere: float = 0.680  # Megatron-LM 2021, table 1 (ten rows)
-    hopper: float = 0.482  # Megatron-Core r0.8 without a pipeline (four rows)
-    hopper_fp8: float = 0.550  # Megatron-Bridge 25.09 and 25.11, dense, H100 (six rows)
-    blackwell: float = 0.452  # the same, GB200 and B200 (18 rows), of fp8; taken for every precision
-    blackwell_ultra: float = 0.555  # the same, GB300 (four rows)
-    passes: float = 0.823  # memory-bound passes over what the formulas count: all of those rows
-    network: float = 0.632  # share of a network card's sheet: ZeRO-3 in Megatron-LM 2021, table 2 (six rows)
+    ampere: float = 0.734  # Megatron-LM 2021, table 1 (ten rows)
+    hopper: float = 0.491  # Megatron-Core r0.8 without a pipeline (four rows)
+    hopper_fp8: float = 0.582  # Megatron-Bridge 25.09 and 25.11, dense, H100 (six rows)
+    blackwell: float = 0.472  # the same, GB200 and B200 (18 rows), of fp8; taken for every precision
+    blackwell_ultra: float = 0.584  # the same, GB300 (four rows)
+    network: float = 0.624  # share of a network card's sheet: ZeRO-3 in Megatron-LM 2021, table 2 (six rows)
 
     def products(self, family: str, narrow: bool) -> float:
         """Share of the peak; Ada is taken as Ampere, of which no row is published."""
@@ -32,7 +31,11 @@ class Fit:
 FIT = Fit()
 HBM_SHARE = 0.85  # of the sheet, that long streams reach
 BACKWARD = 2.0  # products of a backward pass, per product of the forward
-FUSED_BACKWARD, PLAIN_BACKWARD = 2.5, 2.0  # of attention: the fused one makes the scores again
+# Of attention: the fused one makes the scores again, five products for two, at 0.87 of the forward's rate
+# (Shah et al. 2024, figures 5 and 6, H100, heads of 128, 16k, not causal: FlashAttention-2 reaches 370
+# TFLOP/s and back 322, FlashAttention-3 648 and 561, cuDNN 595 and 516).
+FUSED_BACKWARD, PLAIN_BACKWARD = 2.5 / 0.87, 2.0
+UNCUT = 1.10  # the rate of blocks that no diagonal cuts, per that of a causal square: 370 and 335 there
 # Bytes of memory-bound passes, forward; the backward's are twice that.
 FUSED_PASSES, PLAIN_PASSES = 1.0, 2.5  # of what a layer keeps: compiled, and one kernel an operation
 SCORE_BYTES = (
@@ -41,6 +44,12 @@ SCORE_BYTES = (
 LOGIT_PASSES = 3  # over logits in six bytes: forward, softmax, gradient
 LAUNCH = 5e-6  # seconds from one kernel's start to the next where the processor cannot keep up
 KERNELS, KERNELS_BACK = 15, 30  # of a compiled layer; with one kernel an operation PLAIN_PASSES times as many
+# Of a ring in PyTorch, bytes over memory per number of the queries, counted in its source
+# (torch/distributed/tensor/experimental/_attention.py).  Forward, for each part but the first: its output
+# cast to float32 (6) and joined by three operations (32), in half of the steps on half of the queries and
+# copied together again (27 in all); keys and values packed to travel (8).  Backward, for each part: gradients
+# of queries, keys and values added to sums in float32 (12 each) and packed (16), keys and values packed (7).
+RING_PASSES, RING_PASSES_BACK = 40, 58
 CAST_BYTES = (
     6  # per input of an 8-bit product: read twice (its maximum, then itself), written as is and turned
 )
@@ -78,6 +87,8 @@ class Software:
     gradient_bytes: float = FULL  # of a number on the wire
     power: float = 1.0  # of the peaks, where a card runs below its usual watts
     split_bytes: float = HALF  # of weights that FSDP gathers
+    plain_ring: bool = True  # parts are joined by PyTorch's operations, keys' gradients travel in float32
+    ring_repeats: bool = False  # keys and values are repeated for every query head before they go round
 
 
 OWN = Software()

@@ -27,7 +27,10 @@ from hasten.plan.rates import (
     OWN,
     PLAIN_BACKWARD,
     PLAIN_PASSES,
+    RING_PASSES,
+    RING_PASSES_BACK,
     SCORE_BYTES,
+    UNCUT,
     Fit,
     Software,
 )
@@ -91,7 +94,7 @@ class Clockwork:
         work, software, tensor = self.work, self.software, layout.tensor
         tokens = layout.micro_batch * self.row_tokens / layout.context
         forward = tokens * work.matrix_flops() / tensor / self.rate
-        attention, attention_back = self.attention(tokens / tensor)
+        attention, attention_back = self.attention(tokens / tensor, layout.context)
         stream = self.passes(tokens, layout)
         backward = BACKWARD * forward + attention_back + 2 * stream + self.weight_passes(layout)
         launches = LAUNCH * (1 if software.compiled else PLAIN_PASSES)
@@ -104,15 +107,15 @@ class Clockwork:
             backward += again if software.fused_attention else attention
         return once, backward
 
-    def attention(self, tokens: float) -> tuple[float, float]:
-        """Seconds of one layer's attention, forward and backward."""
+    def attention(self, tokens: float, context: int = 1) -> tuple[float, float]:
+        """Seconds of one layer's attention, forward and backward; a ring's blocks are mostly whole."""
         work = self.work
         flops = tokens * work.attention_flops(self.row_tokens)
         if self.software.fused_attention:
-            once = flops / self.attention_rate
+            once = flops / self.attention_rate * (1 / context + (1 - 1 / context) / UNCUT)
             return once, FUSED_BACKWARD * once
         whole = flops * (2 if work.causal else 1)
-        scores = tokens * SCORE_BYTES * work.heads * self.row_tokens * self.fit.passes / self.stream
+        scores = tokens * SCORE_BYTES * work.heads * self.row_tokens / self.stream
         return whole / self.half_rate + scores, PLAIN_BACKWARD * (whole / self.half_rate + scores)
 
     def passes(self, tokens: float, layout: Layout) -> float:
@@ -124,7 +127,7 @@ class Clockwork:
         total = factor * kept
         if self.narrow:
             total += CAST_BYTES * (2 * work.dim + (work.attended + work.ffn_dim) / tensor)
-        return tokens * total * self.fit.passes / self.stream
+        return tokens * total / self.stream
 
     def weight_passes(self, layout: Layout) -> float:
         """Seconds of passes over one layer's weights and gradients for one micro-batch."""
@@ -156,19 +159,26 @@ class Clockwork:
         return seconds * (1 - self.software.hidden_tensor)
 
     def ring(self, layout: Layout) -> float:
-        """Exposed seconds of one layer's ring attention for one micro-batch, both ways."""
-        c = layout.context
+        """Seconds of one layer's ring beside its attention for one micro-batch, both ways.
+
+        What goes round is hidden behind attention, of which the last part has nothing to hide; gradients of
+        keys and values travel in float32.  Joining the parts is passes over memory.
+        """
+        c, work = layout.context, self.work
         if c == 1:
             return 0.0
         link = self.link(c, layout.tensor)
         tokens = layout.micro_batch * self.row_tokens / c
-        keys = max(self.work.kv_heads / layout.tensor, 1) * self.work.head_dim
-        wire = (c - 1) * 2 * HALF * tokens * keys
-        once, back = self.attention(tokens / layout.tensor)
-        forward = max(0.0, wire / link.bandwidth - once) + (c - 1) * link.latency
-        backward = max(0.0, 2 * wire / link.bandwidth - back) + 2 * (c - 1) * link.latency
+        heads = work.heads if self.software.ring_repeats else work.kv_heads
+        wire = (c - 1) * 2 * HALF * tokens * max(heads / layout.tensor, 1) * work.head_dim
+        once, back = (seconds * (c - 1) / c for seconds in self.attention(tokens / layout.tensor, c))
+        plain = self.software.plain_ring
+        byte = plain * tokens * work.attended / layout.tensor / self.stream  # of every number of the queries
+        joining, adding = (c - 1) * RING_PASSES * byte, c * RING_PASSES_BACK * byte
+        forward = max(0.0, wire / link.bandwidth - once) + (c - 1) * link.latency + joining
+        backward = max(0.0, (2 + plain) * wire / link.bandwidth - back) + 2 * (c - 1) * link.latency
         again = forward if layout.recompute == "full" else 0.0
-        return forward + backward + again
+        return forward + backward + adding + again
 
     def replica_link(self, layout: Layout, size: int, stride: int = 1) -> Link:
         """What replicas exchange through: they are `tensor` x `context` ranks apart, stages farther."""
