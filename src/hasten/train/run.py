@@ -119,7 +119,9 @@ class Run:
         self.signals = StopSignals()
         self.taken: deque[Taken] = deque()
         self.journal = Journal(folder, self.plan, tensorboard=config.tensorboard, leads=self.leads)
-        self.saves = Saves(folder / "checkpoints", config, leads=self.leads)
+        self.saves = Saves(
+            folder / "checkpoints", config, leads=self.leads, arrangement=self.arrangement
+        )
 
     def open_validation(self, corpus: Corpus | None) -> Validation | None:
         """The rows to validate on, read once."""
@@ -300,13 +302,13 @@ class Run:
 
     def newest_checkpoint(self) -> Path | None:
         """Where to go back to, the same on all ranks."""
-        found = self.saves.latest() if self.leads else None
+        found = self.saves.latest()
         return self.agreement.led((found,) if self.leads else None)[0]
 
     def load(self, folder: Path) -> None:
         """Everything as it was when `folder` was saved."""
         planned = self.state.micro_rows
-        saved = restore(folder, self.model, self.optimizer)
+        saved = restore(folder, self.model, self.optimizer, self.arrangement)
         self.state = State.from_json(saved, self.state, folder)
         cut = self.state.micro_rows * self.grid.replicas
         if self.config.micro_batch_tokens != "auto" or self.plan.batch_rows % cut:
@@ -322,9 +324,8 @@ class Run:
         self.saves.done(moment)
         if moment.ended:
             self.state.finished = self.plan.horizon.total
-        if not self.leads:
-            return
-        self.journal.sync()
+        if self.leads:
+            self.journal.sync()
         self.saves.save(
             moment.step,
             last=decision.stop or moment.ended,
