@@ -65,7 +65,7 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
 
 def assemble(recipe: Recipe, started: float) -> Run:
     """The parts of a training put together, in a folder of its own."""
-    runtime = start(recipe.device)
+    runtime = start(recipe.device, recipe.parallel.timeout)
     recipe.examples()  # before any data is read
     grid = Grid.make(runtime, recipe.parallel)
     prepared = recipe.prepared()

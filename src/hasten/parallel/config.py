@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from hasten.core.config import Config
 
@@ -39,6 +39,10 @@ class ParallelConfig(Config):
     stage: Stage = Field(3, description="what `shard` shares: 1 optimizer, 2 gradients too, 3 weights too")
     recompute: Recompute | Literal["auto"] = Field(
         "auto", description="activations made again in the backward pass; auto: as few as memory allows"
+    )
+
+    timeout: PositiveFloat = Field(
+        600.0, description="seconds that a step may take before a process counts as stuck"
     )
 
     @model_validator(mode="after")

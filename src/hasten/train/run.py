@@ -39,6 +39,7 @@ from hasten.train.step import Outcome, train_step
 from hasten.train.times import CHECKPOINTS, DATA, LOOKS, MODEL, REST, make_times
 from hasten.train.validate import Validation
 from hasten.train.warm import remember
+from hasten.train.watchdog import Watchdog
 
 CHECKPOINT = "checkpoint"
 
@@ -115,13 +116,12 @@ class Run:
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
+        self.watchdog = Watchdog(runtime, self.agreement)
         self.pace = Pace(runtime.device, self.plan, self.plan.flops_per_token, runtime.world_size)
         self.signals = StopSignals()
         self.taken: deque[Taken] = deque()
         self.journal = Journal(folder, self.plan, tensorboard=config.tensorboard, leads=self.leads)
-        self.saves = Saves(
-            folder / "checkpoints", config, leads=self.leads, arrangement=self.arrangement
-        )
+        self.saves = Saves(folder / "checkpoints", config, leads=self.leads, arrangement=self.arrangement)
 
     def open_validation(self, corpus: Corpus | None) -> Validation | None:
         """The rows to validate on, read once."""
@@ -153,6 +153,7 @@ class Run:
         )
         with (
             self.signals,
+            self.watchdog,
             Prefetch(self.make_batches, self.state.data_step) as self.batches,
             self.journal,
             # On a GPU attention may be compiled where the model is not.
@@ -177,9 +178,11 @@ class Run:
                 continue
             with self.times.of(LOOKS):
                 for name in decision.looks:
+                    self.watchdog.beat(self.state.step, name)
                     self.look(name, decision.moment)
             if decision.save:
                 with self.times.of(CHECKPOINTS):
+                    self.watchdog.beat(self.state.step, CHECKPOINT)
                     self.save(decision)
             if decision.stop or decision.moment.ended:
                 return decision
@@ -223,6 +226,7 @@ class Run:
     def advance(self, moment: Moment) -> None:
         """Take a step, then see how the one before went: looking back keeps a GPU's queue filled."""
         began = time.perf_counter()
+        self.watchdog.beat(self.state.step)
         with self.times.of(DATA):
             batches = next(self.batches)
         # Dropout too is a function of the step alone, on any number of ranks, whatever was drawn before.
