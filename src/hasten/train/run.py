@@ -186,6 +186,7 @@ class Run:
                     self.save(decision)
             if decision.stop or decision.moment.ended:
                 return decision
+            self.watchdog.beat(self.state.step)
             self.advance(decision.moment)
 
     def decide(self) -> Decision:
@@ -226,7 +227,6 @@ class Run:
     def advance(self, moment: Moment) -> None:
         """Take a step, then see how the one before went: looking back keeps a GPU's queue filled."""
         began = time.perf_counter()
-        self.watchdog.beat(self.state.step)
         with self.times.of(DATA):
             batches = next(self.batches)
         # Dropout too is a function of the step alone, on any number of ranks, whatever was drawn before.
