@@ -188,6 +188,7 @@ class Run:
                 return decision
             self.watchdog.beat(self.state.step)
             self.advance(decision.moment)
+            self.watchdog.beat(self.state.step)
 
     def decide(self) -> Decision:
         """What comes next: rank 0's clock counts, and any rank may have been asked to stop."""
