@@ -16,6 +16,7 @@ from torch import distributed
 
 import hasten
 from hasten.core.errors import ConfigError, LostContactError
+from hasten.core.worker import is_started_by_hasten
 
 TIMEOUT_SECONDS = 600.0
 """What a step may take before the watchdog calls it stuck, where a recipe does not say."""
@@ -67,9 +68,12 @@ def start(device: str = "auto", timeout_seconds: float = TIMEOUT_SECONDS) -> Run
 def meeting_store(patience: timedelta) -> distributed.Store:
     """The store in which the processes find each other, without what dead predecessors left there.
 
-    torchrun gives processes that it starts again the store of those before.  On several machines nothing
-    can be done about it here: each counts restarts for itself.
+    hasten's launcher has a new one each time.  torchrun gives processes that it starts again the store of
+    those before; on several machines nothing can be done about it here, for each counts restarts by itself.
     """
+    if is_started_by_hasten():
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return distributed.TCPStore(address, port, is_master=False, timeout=patience)
     store, _, _ = next(distributed.rendezvous("env://", timeout=patience))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     alone = os.environ.get("GROUP_WORLD_SIZE") == "1"

@@ -45,7 +45,8 @@ class Agent(LocalElasticAgent):
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         """Meet the other machines, and give the workers an empty store to meet in.
 
-        torch's agent gives them the store of their predecessors, where the addresses of the dead still are.
+        torch's agent would give them the store of their predecessors, where the addresses of the dead still
+        are, and would not tell a machine that takes another's place where that store is.
         """
         super()._rendezvous(worker_group)
         met = worker_group.store  # of this round alone

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import (
@@ -170,6 +171,7 @@ def environment(number: int, options: LaunchConfig, started: float) -> dict[str,
         if options.nodes > 1:
             wanted["NCCL_SOCKET_IFNAME"] = interface
     theirs = {name: os.environ.get(name, value) for name, value in wanted.items()}
+    theirs["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # the agent's own is better: Agent._rendezvous
     return {**theirs, LAUNCHER: str(os.getpid()), STARTED: repr(started)}
 
 
@@ -198,7 +200,7 @@ def told_apart(options: LaunchConfig) -> Iterator[None]:
         yield
     except RendezvousClosedError:
         raise ProcessesError("another machine gave up; what it printed says why") from None
-    except RendezvousConnectionError:
+    except (RendezvousConnectionError, DistStoreError):
         raise LostContactError(f"lost contact with {options.meet}, where the machines meet") from None
     except RendezvousError as error:
         raise ProcessesError(

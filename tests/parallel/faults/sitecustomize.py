@@ -1,7 +1,8 @@
 """What goes wrong in the processes of a training: Python imports this where PYTHONPATH names the folder.
 
 HASTEN_FAULTS is a JSON list of {rank, step, act}, and `once`, a file that keeps a fault from coming again:
-kill (SIGKILL), term (SIGTERM), nan (the loss of that rank alone), raise, sleep.
+kill (SIGKILL), launcher (SIGKILL to what started it), term (SIGTERM), nan (the loss of that rank), raise,
+sleep.
 """
 
 import json
@@ -27,6 +28,9 @@ def act(fault: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "term":
             os.kill(os.getpid(), signal.SIGTERM)
+        case "launcher":  # the whole machine, as far as the others see
+            os.kill(int(os.environ["HASTEN_LAUNCHER"]), signal.SIGKILL)
+            time.sleep(600)
         case "raise":
             raise ArithmeticError("two and two")
         case "sleep":
