@@ -54,6 +54,10 @@ bench: $(READY) $(PEERS) models  ## the programs that take minutes each; results
 	$(BIN)/python bench/kinds.py --save bench/results/kinds.json
 	$(BIN)/python bench/interop.py --save bench/results/interop.json
 	$(BIN)/python bench/gguf_both_ways.py --save bench/results/gguf.json
+	$(BIN)/python bench/parity.py --save bench/results/parity.json
+	$(BIN)/python bench/two_processes.py --save bench/results/two-processes.json
+	$(BIN)/python bench/kill_parallel.py --save bench/results/kill-parallel.json
+	$(BIN)/python bench/planner_here.py --save bench/results/planner-here.json
 	test ! -d ../shared/data || $(BIN)/python bench/translate.py --save bench/results/translate.json
 	$(BIN)/python bench/readme.py
 	$(BIN)/python bench/benchmarks.py
