@@ -342,7 +342,7 @@ def write_program(path: Path, text: str) -> None:
 def test_the_slurm_job_trains_on_two_hosts_and_goes_on_after_it_was_asked_to_stop(here):
     """Slurm's programs are stood in for: `srun` starts the command twice on this machine."""
     write_recipe(here)
-    words = ["to=slurm", "nodes=2", "gpus=0", "cpus=1", "parallel.data=2", "port=21000", "file=job"]
+    words = ["to=slurm", "nodes=2", "gpus=0", "cpus=1", "parallel.shard=2", "port=21000", "file=job"]
     assert main(["job", "recipe.yaml", *words]) == 0
     programs = here / "programs"
     programs.mkdir()
