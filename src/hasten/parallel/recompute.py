@@ -43,7 +43,8 @@ def recompute(model: Transformer, mode: Recompute, layers: int | None = None) ->
         return
     arrange = make_again if mode == "full" else drop_cheap
     for block in islice(model.blocks(), layers):
-        arrange(block)
+        if not isinstance(block.forward, partial):  # else it is arranged already
+            arrange(block)
 
 
 def make_again(block: Block) -> None:

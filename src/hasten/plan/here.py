@@ -21,7 +21,7 @@ from hasten.plan.rates import Software
 from hasten.plan.step import accumulation, exchange_calls, pass_calls, update_calls
 from hasten.plan.time import Clockwork
 from hasten.plan.work import Work
-from hasten.train.footprint import Workload, footprint
+from hasten.train.footprint import Workload, footprint, kept_by_block
 from hasten.train.metrics import measure_peak
 
 LIBRARIES = 50e6
@@ -29,7 +29,8 @@ LIBRARIES = 50e6
 AGAIN, WIDE, UPDATE = 0.5, 0.25, 1.5
 """What the heap loses between blocks, as shares: of activations where a second micro-batch finds their places
 taken by gradients, of activations in float32, of what the update needs, which fits into none of the gaps.
-Measured with glibc's heap as `core/allocator.py` sets it, on 16 configurations (docs/plan.md)."""
+What is made again finds its place taken too: one layer's activations.  Seen with glibc's heap as
+`core/allocator.py` sets it, on 28 trainings (docs/plan.md)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def heap_bytes(work: Workload, base_bytes: float) -> float:
     """Resident bytes of a process on a CPU at its peak."""
     plain = footprint(work)
     lost = plain.activations * (AGAIN * (work.micro_batches > 1) + WIDE * (work.precision == "fp32"))
+    if work.recompute != "none":
+        lost += kept_by_block(work, "none").bytes(work)
     within = replace(plain, update=0.0).total
     return base_bytes + LIBRARIES + within + lost + UPDATE * plain.update
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ Work = tuple[Callable[[], Tensor | None], Sequence[Tensor]]
 
 CACHE_BYTES, MOST_COPIES, NOISE = 48e6, 24, 10_007
 """Of inputs to go around in, more than caches hold; in how many copies at most; numbers to draw."""
-REPEATS, SECONDS = 3, 0.02
-"""How often, and how long, a kernel is timed at least.  The shortest counts: nobody was in the way then."""
+REPEATS, SECONDS = 5, 0.02
+"""How often, and how long, a kernel is timed at least.  The median counts, as it does of steps."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def timed(
     times, end = list[tuple[float, float]](), time.perf_counter() + SECONDS
     while len(times) < REPEATS or time.perf_counter() < end:
         times.append(once(works[len(times) % copies], dtype, clock))
-    return min(forward for forward, _ in times), min(back for _, back in times)
+    return median(forward for forward, _ in times), median(back for _, back in times)
 
 
 def once(work: Work, dtype: torch.dtype, clock: Callable[[], float]) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from hasten.core.files import write_json
 from hasten.core.runtime import Runtime, processor_name
 from hasten.ops.kernels.library import cache_folder, library
 from hasten.parallel.gradients import sum_over
+from hasten.parallel.sequence import all_gather, reduce_scatter
 from hasten.plan.kernels import KERNELS, Features, stream, timed
 from hasten.plan.law import fit_law, seconds_of
 
@@ -127,11 +128,11 @@ def collective_laws(group: ProcessGroup) -> dict[str, tuple[Law, Law]]:
 
     def gather(count: int) -> Callable[[], object]:
         share, whole = torch.zeros(count // world), torch.zeros(count // world * world)
-        return lambda: distributed.all_gather_into_tensor(whole, share, group=group)
+        return lambda: all_gather(whole, share, group=group)
 
     def scatter(count: int) -> Callable[[], object]:
         share, whole = torch.zeros(count // world), torch.zeros(count // world * world)
-        return lambda: distributed.reduce_scatter_tensor(share, whole, group=group)
+        return lambda: reduce_scatter(share, whole, group=group)
 
     def send(count: int) -> Callable[[], object]:
         here, there = torch.zeros(count), torch.zeros(count)

@@ -145,7 +145,7 @@ def exchange_calls(work: Workload) -> Iterator[Call]:
     held = parameters(work)
     replicas = work.degree("data") * (1 if work.shards > 1 else work.degree("context"))
     if replicas > 1:  # gradients of what is here, in float32
-        yield Call("reduce", stream(held["all"] / work.shards))
+        yield Call("reduce", stream(held["all"] / work.shards), 1, 0)
     if work.shards > 1:
         whole = half * held["all"]
         times = passes * (2 if work.parallel.stage == 3 else 1) if work.degree("pipeline") == 1 else 1

@@ -224,10 +224,14 @@ def parameters(work: Workload) -> dict[str, float]:
 
 
 def gathered_bytes(work: Workload, held: Mapping[str, float]) -> float:
-    """Of FSDP: what is in no block is whole for the whole step, of blocks one and the next, with buffers."""
+    """Of FSDP: what is in no block is whole for the whole step, of blocks one and the next, with buffers.
+
+    On the way back their gradients are whole too, and once more in float32 to be summed.
+    """
+    going, back = 2.0 * work.width, work.width + FULL
     if work.parallel.stage < 3 or work.degree("pipeline") > 1:
-        return 2.0 * work.width * held["all"]
-    return 2.0 * work.width * (held["ends"] + 2 * held["block"])
+        return (going + back) * held["all"]
+    return going * (held["ends"] + 2 * held["block"]) + back * (held["ends"] + held["block"])
 
 
 def head_bytes(work: Workload) -> float:
