@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -14,7 +14,7 @@ from hasten.core import config
 from hasten.core.console import say
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json, write_text
-from hasten.core.runtime import choose_device, environment, start
+from hasten.core.runtime import Runtime, choose_device, environment, start
 from hasten.data.prepare import RECORD, Prepared
 from hasten.evaluate.run import evaluate as score
 from hasten.evaluate.run import evaluate_masked as score_masked
@@ -27,6 +27,7 @@ from hasten.generate.translate import translate as translate_lines
 from hasten.model.transformer import Seq2Seq
 from hasten.parallel.apply import parallelize
 from hasten.parallel.grid import Grid
+from hasten.plan.here import predict
 from hasten.recipe import Recipe
 from hasten.report.inspect.config import InspectConfig
 from hasten.report.inspect.look import look
@@ -38,11 +39,14 @@ from hasten.serve.chat import chat
 from hasten.serve.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.engine import choose_precision
+from hasten.train.memory import resident_memory
 from hasten.train.restore import checkpoint_in, load_model
 from hasten.train.run import Run, Summary
 from hasten.train.times import time_table
 
 RECIPE = "recipe.yaml"
+WORTH_MEASURING_SECONDS = 900.0
+"""From which length a run measures the machine's kernels, where nobody has, to predict its steps."""
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -52,20 +56,37 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def train(recipe: Recipe, started: float | None = None) -> Summary:
     """Begin or go on with the training in the recipe's folder; `started` is when its clock began."""
-    run = assemble(recipe, time.monotonic() if started is None else started)
-    summary = run.fit()
+    runtime = start(recipe.device, recipe.parallel.timeout)
+    held_before = resident_memory(runtime.device)
+    run = assemble(recipe, runtime, time.monotonic() if started is None else started)
+    # Measuring a machine's kernels takes a while, once: a short run does without.
+    expected = predict(
+        run.plan.work, runtime, base_bytes=held_before, measure=run.plan.is_long(WORTH_MEASURING_SECONDS)
+    )
+    predicted = {"step_seconds": expected.step_seconds, "peak_memory": expected.peak_bytes}
+    summary = replace(run.fit(), predicted=predicted)
     if run.leads:
         write_json(recipe.output / "training.json", asdict(summary))
         how = "trained" if summary.completed else "stopped and saved; run it again to go on:"
         what = f"{summary.steps:,} steps, {summary.tokens:,} tokens, {summary.seconds:,.0f} s"
         say(f"{how} {what}: {recipe.output}")
         say(time_table(summary.times))
+        say(beside_prediction(summary))
     return summary
 
 
-def assemble(recipe: Recipe, started: float) -> Run:
+def beside_prediction(summary: Summary) -> str:
+    """What a step took and what memory was held, beside what was expected of this machine."""
+    step, memory = summary.predicted["step_seconds"], summary.predicted["peak_memory"]
+    told = "not measured for it; a long run measures" if step is None else f"{step:,.3f} s predicted"
+    return (
+        f"a step took {summary.step_seconds:,.3f} s ({told}), peak memory was"
+        f" {summary.peak_memory / 1e9:,.2f} GB ({(memory or 0) / 1e9:,.2f} GB predicted)"
+    )
+
+
+def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     """The parts of a training put together, in a folder of its own."""
-    runtime = start(recipe.device, recipe.parallel.timeout)
     recipe.examples()  # before any data is read
     grid = Grid.make(runtime, recipe.parallel)
     prepared = recipe.prepared()

@@ -3,9 +3,7 @@
 import pytest
 from parity import CASES, MESHES, compare
 
-RUNS = {
-    size: [(mesh, case, "adamw") for mesh in meshes for case in CASES] for size, meshes in MESHES.items()
-}
+RUNS = {size: [(mesh, case, "adamw") for mesh in meshes for case in CASES] for size, meshes in MESHES.items()}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import torch
 
 from hasten.core import config
 from hasten.core.files import write_json
+from hasten.core.runtime import start
 from hasten.ledger.techniques import TECHNIQUES
 from hasten.recipe import Recipe
 from hasten.stages import assemble
@@ -30,7 +31,7 @@ def main(path: str) -> None:
     for name in order["without"]:
         TECHNIQUES[name].without()
     recipe = config.load(Recipe, Path(order["recipe"]))
-    run = assemble(recipe, time.monotonic())
+    run = assemble(recipe, start(recipe.device), time.monotonic())
     summary = run.fit()
     lines = read_lines(recipe.output / "metrics.jsonl")
     result = {

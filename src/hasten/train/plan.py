@@ -10,13 +10,20 @@ from hasten.data.corpus import Corpus
 from hasten.model.config import ModelConfig
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.objective.protocol import Objective
+from hasten.ops.kernels.library import library
+from hasten.parallel.grid import Grid
+from hasten.parallel.schedules import program
 from hasten.train.config import TrainConfig
 from hasten.train.engine import choose_compile, choose_precision
+from hasten.train.footprint import Workload, with_recompute
 from hasten.train.horizon import Clock, Horizon, Steps
-from hasten.train.memory import choose_micro_rows
+from hasten.train.memory import choose_micro_rows, choose_recompute
 from hasten.train.metrics import measure_peak
+from hasten.train.optim import Rates
 from hasten.train.warm import is_warm, note_of
 
+MODEST_FLOPS = 1e12
+"""FLOP/s of all ranks, for a first guess whether a run is long."""
 EXPECTED_MFU = 0.4
 """For a guess at the length of a run before its first step."""
 
@@ -32,12 +39,19 @@ class Plan:
     precision: str
     note: str  # of all that compiled code depends on
     flops_per_token: int  # of a training step, for each place of a row
+    work: Workload  # of this process in a step
     source_tokens: int = 0  # of a row, where it holds pairs
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of one step."""
         return self.batch_rows * self.row_tokens
+
+    def is_long(self, seconds: float) -> bool:
+        """Whether the run will take longer than that, by the clock that it was given or at a low MFU."""
+        if isinstance(self.horizon, Clock):
+            return self.horizon.total > seconds
+        return expected_seconds(self, 0, MODEST_FLOPS) > seconds
 
     @property
     def row(self) -> str:
@@ -54,14 +68,14 @@ def make_plan(
     objective: Objective,
     runtime: Runtime,
     *,
-    replicas: int | None = None,
+    grid: Grid | None = None,
 ) -> Plan:
     """Decide what the recipe left open; raises ConfigError or DataError where it cannot work.
 
-    Of a step's rows each of `replicas`, by default each process, takes a part.
+    Of a step's rows each replica of the `grid` takes a part; by default each process is one.
     """
-    row_tokens, replicas = corpus.row_tokens, replicas or runtime.world_size
-    rows = config.batch_rows(row_tokens, replicas)
+    grid, row_tokens = grid or Grid.make(runtime), corpus.row_tokens
+    replicas, rows = grid.replicas, config.batch_rows(row_tokens, grid.replicas)
     precision = choose_precision(config.precision, runtime.device)
     micro_rows = config.micro_rows(row_tokens) or choose_micro_rows(
         model,
@@ -72,8 +86,28 @@ def make_plan(
         optimizer=config.optimizer.kind,
         chunk_tokens=logits_at_once(objective, rows // replicas * row_tokens, model, runtime.device),
         head_share=corpus.head_share,
+        degrees=grid.degrees,
+        parallel=grid.config,
     )
     corpus.check(rows, micro_rows, replicas)
+    micro_batches = rows // replicas // micro_rows
+    if grid.degrees["pipeline"] > 1:  # refuses what its schedule cannot take
+        program(grid.config.order, grid.degrees["pipeline"], micro_batches, grid.config.interleave)
+    work = Workload(
+        model=model,
+        micro_rows=micro_rows,
+        row_tokens=row_tokens,
+        micro_batches=micro_batches,
+        precision=precision,
+        optimizer=config.optimizer.kind,
+        turns=Rates.at(config.optimizer, model, rows * row_tokens).turns,
+        parallel=grid.config,
+        degrees=grid.degrees,
+        head_share=corpus.head_share,
+        chunk_tokens=logits_at_once(objective, micro_rows * row_tokens, model, runtime.device),
+        source_tokens=corpus.source_tokens or None,
+        kernels=runtime.device.type == "cpu" and library() is not None,
+    )
     horizon = make_horizon(config, rows, corpus.num_rows)
     shape = micro_rows, row_tokens, corpus.source_tokens, round(corpus.head_share * row_tokens)
     return Plan(
@@ -87,6 +121,7 @@ def make_plan(
             row_tokens, source_tokens=corpus.source_tokens or None, head_share=corpus.head_share
         ),
         source_tokens=corpus.source_tokens,
+        work=with_recompute(work, *choose_recompute(work, runtime.device)),
     )
 
 
@@ -113,6 +148,13 @@ def expected_seconds(plan: Plan, steps_done: int, peak: float) -> float:
     return tokens * plan.flops_per_token / (EXPECTED_MFU * peak)
 
 
+def again(work: Workload) -> str:
+    """What the backward pass makes again, in words."""
+    if not work.recomputed:
+        return ""
+    return f"; recompute {work.recompute} in {work.recomputed} of {work.layers} layers"
+
+
 def settle_machine(
     plan: Plan, config: TrainConfig, model: ModelConfig, runtime: Runtime, steps_done: int
 ) -> tuple[float, bool]:
@@ -125,6 +167,6 @@ def settle_machine(
             f"{model.num_parameters:,} parameters on {runtime.world_size} x {runtime.device.type},"
             f" {plan.precision} at up to {peak / 1e12:.2f} TFLOP/s; {plan.batch_rows} rows of"
             f" {plan.row}, {plan.micro_rows} at once;"
-            f" {'compiled' if compiled else 'not compiled'}: {why}"
+            f" {'compiled' if compiled else 'not compiled'}: {why}{again(plan.work)}"
         )
     return peak, compiled

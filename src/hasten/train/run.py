@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hasten.data.prefetch import Prefetch
 from hasten.model.transformer import Transformer
 from hasten.objective.protocol import Objective
 from hasten.parallel.arrangement import Arrangement
+from hasten.parallel.recompute import recompute
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
 from hasten.train.config import TrainConfig
@@ -77,6 +78,8 @@ class Summary:
     times: dict[str, float]  # seconds of each of `times.PARTS`, which add up to `seconds`
     peak_memory: int  # bytes: a GPU's for tensors, else all that the process held
     completed: bool  # False: asked to stop before the end
+    step_seconds: float = 0.0  # of a step, the median of the last; 0 where none was taken
+    predicted: dict[str, float | None] = field(default_factory=dict)  # `step_seconds` and `peak_memory`
 
 
 class Run:
@@ -109,7 +112,8 @@ class Run:
         self.folder, self.config, self.runtime, self.model = folder, config, runtime, model
         self.corpus, self.tokenizer, self.parent = corpus, tokenizer, parent
         self.objective = objective
-        self.plan = make_plan(config, model.config, corpus, objective, runtime, replicas=self.grid.replicas)
+        self.plan = make_plan(config, model.config, corpus, objective, runtime, grid=self.grid)
+        recompute(model, self.plan.work.recompute, self.plan.work.recompute_layers)
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
         self.rates = Rates.at(config.optimizer, model.config, self.plan.batch_tokens)
         self.optimizer = Optimizer(model, config.optimizer, self.rates, self.arrangement)
@@ -385,6 +389,7 @@ class Run:
             times=times,
             peak_memory=peak_memory(self.runtime.device),
             completed=decision.moment.ended,
+            step_seconds=self.pace.step_seconds,
         )
 
 
