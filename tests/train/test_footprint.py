@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parallel"))
 from alive import Alive
 
 ROWS, TOKENS = 8, 64
-SMALL = {"vocab_size": 512, "dim": 64, "num_layers": 4, "num_heads": 4, "max_positions": TOKENS}
+SMALL = {"vocab_size": 512, "dim": 64, "num_layers": 4, "num_heads": 4, "max_positions": 4 * TOKENS}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gelu, adamw": ({}, {}),
     "swiglu in bf16, adamw": ({"activation": "swiglu"}, {"precision": "bf16"}),
@@ -36,6 +36,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "selective": ({"activation": "swiglu"}, {"recompute": "selective"}),
     "full": ({"activation": "swiglu"}, {"recompute": "full", "precision": "bf16"}),
     "half of it full": ({"activation": "swiglu"}, {"recompute": "full", "recompute_layers": 2}),
+    "seq2seq": ({"kind": "seq2seq", "num_layers": 2}, {"precision": "bf16"}),
+    "seq2seq, long sources": ({"kind": "seq2seq", "num_layers": 2}, {"source_tokens": 4 * TOKENS}),
     "wide table": ({"vocab_size": 8192, "num_layers": 1}, {"precision": "bf16"}),
 }
 
@@ -52,7 +54,11 @@ def measured(work: Workload) -> int:
     batches = []
     for _ in range(work.micro_batches):
         ids = torch.randint(work.model.vocabulary, (work.micro_rows, work.row_tokens + 1))
-        batches.append(Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()))
+        source = torch.randint(
+            work.model.vocabulary, (work.micro_rows, work.source_tokens or work.row_tokens)
+        )
+        extra = {"source": source} if work.model.kind == "seq2seq" else {}
+        batches.append(Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), extra=extra))
     train_step(engine, optimizer, batches, turn=0)
     with Alive() as alive:
         train_step(engine, optimizer, batches, turn=1)

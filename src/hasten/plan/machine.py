@@ -45,13 +45,15 @@ class Machine:
         return forward * seconds_of(there, features) + (back * seconds_of(home, features) if back else 0.0)
 
 
-def this_machine(runtime: Runtime, precision: str, *, measure: bool = True) -> Machine | None:
+def this_machine(
+    runtime: Runtime, precision: str, *, measure: bool = True, again: bool = False
+) -> Machine | None:
     """The machine as these processes find it, from the file or measured now by all of them together.
 
-    None where it is in no file and is not to be measured.
+    None where it is in no file and is not to be measured; `again` measures it whatever the file says.
     """
     name = identity(runtime, precision)
-    found = [read(name) if runtime.rank == 0 else None]
+    found = [read(name) if runtime.rank == 0 and not again else None]
     if runtime.group is not None:
         distributed.broadcast_object_list(found, group=runtime.group)
     if found[0] is None and measure:

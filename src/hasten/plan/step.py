@@ -5,6 +5,7 @@ Letters: T tokens of one forward pass, D model width, V vocabulary.
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from hasten.model.config import ModelConfig
@@ -91,8 +92,10 @@ def pass_calls(work: Workload) -> Iterator[Call]:
     layers = model.encoder_layers + model.decoder_layers
     here, again = work.layers / layers, work.recomputed
     kinds = [(True, False, model.encoder_layers), (False, model.kind == "seq2seq", model.decoder_layers)]
+    source = replace(work, row_tokens=work.source_tokens or work.row_tokens)
     for encoder, crossed, number in kinds:
-        for call in block_calls(work, encoder=encoder, crossed=crossed) if number else ():
+        side = source if encoder else work
+        for call in block_calls(side, encoder=encoder, crossed=crossed) if number else ():
             repeated = repeats(work, call) * again / work.layers
             times = number * here
             yield call._replace(forward=times * call.forward * (1 + repeated), back=times * call.back)

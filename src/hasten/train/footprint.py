@@ -76,6 +76,13 @@ class Workload:
         return ceil(whole / (self.degree("pipeline") * self.parallel.interleave)) * self.parallel.interleave
 
     @property
+    def source_share(self) -> float:
+        """Tokens of a source per token of its target; 1 where there is no source."""
+        if self.model.kind != "seq2seq" or self.source_tokens is None:
+            return 1.0
+        return self.source_tokens / self.row_tokens
+
+    @property
     def recomputed(self) -> int:
         """Blocks here that make something again."""
         if self.recompute == "none":
@@ -106,21 +113,26 @@ class Numbers:
 def kept_by_block(work: Workload, mode: Recompute) -> Numbers:
     """What a block of the mean kind keeps from its forward to its backward pass."""
     model = work.model
-    if mode == "full":
-        return Numbers(model.dim, 0)
     crossed = model.decoder_layers / (model.encoder_layers + model.decoder_layers)
     crossed = crossed if model.kind == "seq2seq" else 0.0
+    source = work.source_share
+    length = 1 if not crossed else crossed + (1 - crossed) * source  # of the mean block's tokens, per target
     attended, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    if mode == "full":
+        return Numbers(length * model.dim, 0)
     # Of each norm its input and its output; two in one place share their input, out-norms keep theirs.
-    stream = (4 - model.parallel_block + 2 * (model.norm_place == "both") + 2 * crossed) * model.dim
+    stream = float(4 - model.parallel_block + 2 * (model.norm_place == "both")) * model.dim
     copies = 1 + model.qk_norm + (model.position == "rotary" and not work.kernels)
     split = copies * (attended + keys) + keys + attended + feed_forward(work)
-    split += crossed * 2 * (attended + keys)
+    stream, split = length * stream, length * split
+    # A look at the memory: norm and its output, queries and what they found; keys and values of the source.
+    stream += crossed * 2 * model.dim
+    split += crossed * 2 * (attended + keys * source)
     if mode == "selective":
-        stream -= ((1 if model.norm_place == "after" else 2) + crossed) * model.dim
-        split -= model.ffn_dim * (model.activation not in BY_OUTPUT)
+        stream -= (length * (1 if model.norm_place == "after" else 2) + crossed) * model.dim
+        split -= length * model.ffn_dim * (model.activation not in BY_OUTPUT)
     if model.dropout and not work.kernels:
-        stream += (2 + crossed) * model.dim / work.width  # masks, a byte each
+        stream += (2 * length + crossed) * model.dim / work.width  # masks, a byte each
     return Numbers(stream, split)
 
 
