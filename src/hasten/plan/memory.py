@@ -11,6 +11,7 @@ from typing import Literal
 from hasten.parallel.schedules import split_layers
 from hasten.plan.layout import Layout
 from hasten.plan.work import Work
+from hasten.train import footprint
 
 HALF, FULL = 2, 4  # bytes of a number in bf16, in fp32
 LOGIT_BYTES = HALF + FULL  # a score and its softmax
@@ -113,13 +114,7 @@ def chunk_activations(
 
 def in_flight(layout: Layout, stage: int, micro_batches: int) -> float:
     """Micro-batches of all of a stage's layers that wait for their backward at once."""
-    if layout.pipeline == 1:
-        return 1
-    if layout.interleave == 1:
-        return micro_batches if layout.order == "gpipe" else min(micro_batches, layout.pipeline - stage)
-    ahead = layout.pipeline - 1 - stage
-    chunks = 2 * ahead + (layout.interleave - 1) * layout.pipeline + 1
-    return min(chunks / layout.interleave, micro_batches)
+    return footprint.in_flight(layout.order, layout.pipeline, layout.interleave, stage, micro_batches)
 
 
 @lru_cache(maxsize=4096)
