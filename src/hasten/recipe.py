@@ -10,6 +10,7 @@ from pydantic import Field
 from hasten.core import config
 from hasten.core.config import Config
 from hasten.core.errors import ConfigError, did_you_mean
+from hasten.core.worker import is_started_by_hasten
 from hasten.data.config import DataConfig, Examples
 from hasten.data.corpora import open_corpus
 from hasten.data.corpus import Corpus
@@ -76,7 +77,7 @@ class Recipe(Config):
 
     def prepared(self) -> Prepared:
         """The recipe's data as token shards, made now or found as made before."""
-        return prepare(self.text)
+        return prepare(self.text, progress=not is_started_by_hasten())  # the launcher has said it all
 
     def architecture(self, tokenizer: Tokenizer) -> ModelConfig:
         """The model's configuration with its vocabulary known and its context long enough for a row."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 from hasten.core import config
 from hasten.core.console import say
 from hasten.core.errors import ConfigError, DataError
-from hasten.core.files import write_json, write_text
+from hasten.core.files import fingerprint, write_json, write_text
 from hasten.core.runtime import Runtime, choose_device, environment, start
 from hasten.data.prepare import RECORD, Prepared
 from hasten.evaluate.run import evaluate as score
@@ -38,6 +38,7 @@ from hasten.report.summary import write_summary
 from hasten.serve.chat import chat
 from hasten.serve.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.agree import Agreement
 from hasten.train.engine import choose_precision
 from hasten.train.memory import resident_memory
 from hasten.train.restore import checkpoint_in, load_model
@@ -59,12 +60,12 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
     runtime = start(recipe.device, recipe.parallel.timeout)
     held_before = resident_memory(runtime.device)
     run = assemble(recipe, runtime, time.monotonic() if started is None else started)
-    # Measuring a machine's kernels takes a while, once: a short run does without.
-    expected = predict(
-        run.plan.work, runtime, base_bytes=held_before, measure=run.plan.is_long(WORTH_MEASURING_SECONDS)
-    )
+    summary = run.fit()
+    # Afterwards, for measuring the machine takes memory; and once, some seconds, which a short run does not.
+    measure = run.plan.is_long(WORTH_MEASURING_SECONDS)
+    expected = predict(run.plan.work, runtime, base_bytes=held_before, measure=measure)
     predicted = {"step_seconds": expected.step_seconds, "peak_memory": expected.peak_bytes}
-    summary = replace(run.fit(), predicted=predicted)
+    summary = replace(summary, predicted=predicted)
     if run.leads:
         write_json(recipe.output / "training.json", asdict(summary))
         how = "trained" if summary.completed else "stopped and saved; run it again to go on:"
@@ -93,6 +94,8 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     tokenizer = Tokenizer.load(prepared.tokenizer)
     architecture = recipe.architecture(tokenizer)
     recipe.check_batch(grid.replicas)  # before anything is written
+    settings = recipe.model_dump(mode="json", include={"model", "objective", "train", "parallel"})
+    Agreement(runtime).same(fingerprint([settings, prepared.folder.name]), "the recipe, or its data,")
     if runtime.rank == 0:
         claim(recipe)
         # The report reads the run's folder alone, so what became of the data is noted there too.

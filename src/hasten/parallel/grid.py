@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -32,6 +33,7 @@ class Grid:
     degrees: dict[Axis, int]
     place: dict[Axis, int]
     device: torch.device
+    patience: timedelta | None = None  # of a group's messages; None: torch's own
     groups: dict[tuple[Axis, ...], ProcessGroup] = field(default_factory=dict)
 
     @classmethod
@@ -43,7 +45,8 @@ class Grid:
         config = config or ParallelConfig()
         degrees = degrees_of(config, runtime.world_size)
         place = coordinates(runtime.rank, degrees)
-        return cls(config, degrees, place, runtime.device, make_groups(degrees, runtime.rank))
+        groups = make_groups(degrees, runtime.rank, runtime.patience)
+        return cls(config, degrees, place, runtime.device, runtime.patience, groups)
 
     def group(self, *axes: Axis) -> ProcessGroup | None:
         """The processes that differ from this one along `axes` alone; None where that is this one alone."""
@@ -90,7 +93,9 @@ def degrees_of(config: ParallelConfig, world_size: int) -> dict[Axis, int]:
     taken, rest = divmod(world_size, config.model_devices)
     data = taken if config.data == "auto" else config.data
     if rest or data * config.model_devices != world_size:
-        parts = " x ".join(f"{axis} {getattr(config, axis)}" for axis in AXES if getattr(config, axis) != 1)
+        parts = " x ".join(
+            f"{axis} {getattr(config, axis)}" for axis in AXES if getattr(config, axis) not in (1, "auto")
+        )
         wanted = (
             f"a multiple of {config.model_devices}" if config.data == "auto" else data * config.model_devices
         )
@@ -131,7 +136,9 @@ def lines(axes: Iterable[Axis], degrees: dict[Axis, int]) -> list[list[int]]:
     ]
 
 
-def make_groups(degrees: dict[Axis, int], rank: int) -> dict[tuple[Axis, ...], ProcessGroup]:
+def make_groups(
+    degrees: dict[Axis, int], rank: int, patience: timedelta
+) -> dict[tuple[Axis, ...], ProcessGroup]:
     """This process's group for each of PLANES; every process makes all of them, in one order."""
     mine, made = dict[tuple[Axis, ...], ProcessGroup](), dict[tuple[int, ...], ProcessGroup]()
     for axes in PLANES:
@@ -140,7 +147,7 @@ def make_groups(degrees: dict[Axis, int], rank: int) -> dict[tuple[Axis, ...], P
         for ranks in lines(axes, degrees):
             key = tuple(ranks)
             if key not in made:
-                made[key] = distributed.new_group(ranks)
+                made[key] = distributed.new_group(ranks, timeout=patience)
             if rank in ranks:
                 mine[axes] = made[key]
     return mine

@@ -95,7 +95,7 @@ class Mail:
         A first message settles the connection: NCCL makes one at the first use, for which both ends wait.
         """
         for line in lines(("pipeline",), grid.degrees):
-            group = distributed.new_group([line[source], line[reader]])
+            group = distributed.new_group([line[source], line[reader]], timeout=grid.patience)
             if distributed.get_rank() == line[source]:
                 self.outward[kind] = way = Way(line[reader], group, self.device)
                 way.send([torch.zeros(1, device=self.device)])

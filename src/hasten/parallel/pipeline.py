@@ -51,7 +51,7 @@ def groups_of(grid: Grid, sets: set[tuple[int, ...]]) -> dict[tuple[int, ...], P
     mine, made = distributed.get_rank(), dict[tuple[int, ...], ProcessGroup]()
     for stages in sorted(sets):
         for line in lines(("pipeline",), grid.degrees):
-            group = distributed.new_group([line[stage] for stage in stages])
+            group = distributed.new_group([line[stage] for stage in stages], timeout=grid.patience)
             if mine in line:
                 made[stages] = group
     return made

@@ -122,7 +122,7 @@ class Snapshot:
             tensors = self.group(file)
             starts = starts_of(self.pieces[file]) if self.mark and file in self.pieces else {}
             if tensors or not self.mark:
-                save_file(tensors, folder / f"{file}{self.mark}{FILE}", metadata={"format": "pt", **starts})
+                save_file(tensors, folder / f"{file}{self.mark}{FILE}", metadata=starts or {"format": "pt"})
         write_text(folder / f"{RANDOM}{self.mark}.json", json.dumps(self.random_numbers))
         if self.leads:
             self.write_common(folder)
