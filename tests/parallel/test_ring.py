@@ -7,7 +7,7 @@ import torch
 from processes import together
 from torch import Tensor, distributed, nn
 from torch.autograd.graph import saved_tensors_hooks
-from wire import Wire
+from wire import Wire, bytes_of, kinds
 
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.errors import ConfigError
@@ -219,8 +219,8 @@ def messages(ring: Ring) -> tuple[int, int, int]:
         out = ring(query.requires_grad_(), key.requires_grad_(), value.requires_grad_(), causal=True)
     with Wire() as back:
         torch.autograd.grad(out, [query, key, value], grad)
-    calls = forward.calls + back.calls
-    return int(forward.bytes), int(back.bytes), calls["send"]
+    sent = kinds([*forward.messages, *back.messages])["send"]
+    return int(bytes_of(forward.messages)), int(bytes_of(back.messages)), sent
 
 
 def work(runtime: Runtime, models: tuple[str, ...]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Grid:
     degrees: dict[Axis, int]
     place: dict[Axis, int]
     device: torch.device
-    patience: timedelta | None = None  # of a group's messages; None: torch's own
     groups: dict[tuple[Axis, ...], ProcessGroup] = field(default_factory=dict)
+    patience: timedelta | None = None  # of a group's messages; None: torch's own
 
     @classmethod
     def make(cls, runtime: Runtime, config: ParallelConfig | None = None) -> "Grid":
@@ -46,7 +46,7 @@ class Grid:
         degrees = degrees_of(config, runtime.world_size)
         place = coordinates(runtime.rank, degrees)
         groups = make_groups(degrees, runtime.rank, runtime.patience)
-        return cls(config, degrees, place, runtime.device, runtime.patience, groups)
+        return cls(config, degrees, place, runtime.device, groups, runtime.patience)
 
     def group(self, *axes: Axis) -> ProcessGroup | None:
         """The processes that differ from this one along `axes` alone; None where that is this one alone."""
