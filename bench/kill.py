@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from outcome import steady_lines
 
 from hasten.core.errors import CheckpointError
 from hasten.core.files import damage, write_json
@@ -58,8 +59,6 @@ TRAIN = TrainConfig(
 )
 DICE = random.Random()
 """Of this program's own: Python's global generator is part of what is tested."""
-BY_THE_CLOCK = {"seconds", "tokens_per_second", "mfu"}
-"""Figures of a line that no two runs share."""
 
 
 def write_data(folder: Path) -> None:
@@ -121,9 +120,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What must not depend on the deaths that a run went through."""
     final = folder / "checkpoints" / f"step-{TRAIN.steps:06}"
     tensors = {str(p.relative_to(final)): p.read_bytes() for p in sorted(final.rglob("*.safetensors"))}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = [{k: v for k, v in line.items() if k not in BY_THE_CLOCK} for line in lines]
-    return {**tensors, "random.json": (final / "state" / "random.json").read_bytes(), "lines": kept}
+    random_json = (final / "state" / "random.json").read_bytes()
+    return {**tensors, "random.json": random_json, "lines": steady_lines(folder)}
 
 
 @dataclass

@@ -24,14 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from outcome import steady_lines, tensors_of
 
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
 
 STEPS, CHECKPOINT_EVERY = 200, 5
-BY_THE_CLOCK = {"seconds", "tokens_per_second", "mfu"}
-"""Figures of a line that no two runs share."""
 AGAIN = "all processes start again"
 """What the launcher says when it does."""
 LOOK_SECONDS = 0.02
@@ -102,15 +100,7 @@ def workers_of(launcher: int) -> list[int]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must not depend on the deaths that a run went through."""
-    final = run / "checkpoints" / f"step-{STEPS:06}"
-    tensors = {
-        f"{path.relative_to(final)} {name}": (tensor.dtype, tensor.shape, tensor.numpy().tobytes())
-        for path in sorted(final.rglob("*.safetensors"))
-        for name, tensor in load_file(path).items()  # a header may say the same in another order
-    }
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = [{k: v for k, v in line.items() if k not in BY_THE_CLOCK} for line in lines]
-    return {**tensors, "lines": kept}
+    return {**tensors_of(run, STEPS), "lines": steady_lines(run)}
 
 
 @dataclass

@@ -7,25 +7,16 @@ from typing import Any
 
 import pytest
 from launched import hasten, write_recipe
-from safetensors.torch import load_file
+from outcome import steady_lines, tensors_of
 
-BY_THE_CLOCK = {"seconds", "tokens_per_second", "mfu"}
-"""Figures of a line that no two runs share."""
 STEPS = 10
 
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must not depend on what happened to a run: weights, optimizer, lines."""
-    last = run / "checkpoints" / f"step-{STEPS:06}"
-    tensors = {
-        f"{path.relative_to(last)} {name}": (tensor.dtype, tensor.shape, tensor.numpy().tobytes())
-        for path in sorted(last.rglob("*.safetensors"))
-        for name, tensor in load_file(path).items()  # a header may say the same in another order
-    }
+    tensors = tensors_of(run, STEPS)
     assert len(tensors) > 20
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = [{name: value for name, value in line.items() if name not in BY_THE_CLOCK} for line in lines]
-    return {**tensors, "lines": kept, "quarantine": (run / "quarantine.jsonl").read_text()}
+    return {**tensors, "lines": steady_lines(run), "quarantine": (run / "quarantine.jsonl").read_text()}
 
 
 @pytest.mark.slow

@@ -26,6 +26,11 @@ def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
             )
 
 
+def counted(positions: Tensor | None, row: Tensor) -> Tensor:
+    """Positions as given, or from 0, [T], where rows [B, T, ...] come without."""
+    return torch.arange(row.shape[1], device=row.device) if positions is None else positions
+
+
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
     """Sines, then cosines, of D / 2 frequencies (Vaswani et al. 2017, 3.5): positions [...] -> [..., D].
 

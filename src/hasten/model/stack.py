@@ -10,7 +10,7 @@ from torch.amp.autocast_mode import is_autocast_available
 from hasten.model.block import Block
 from hasten.model.config import ModelConfig
 from hasten.model.norm import make_norm
-from hasten.model.position import RelativeBias, rotary_frequencies, sinusoids
+from hasten.model.position import RelativeBias, counted, rotary_frequencies, sinusoids
 from hasten.ops.dropout import dropout
 from hasten.ops.norm import rms_norm
 from hasten.ops.rope import frequencies, rotary_angles
@@ -45,8 +45,7 @@ class Stack(nn.Module):
         memory_segments: Tensor | None = None,
     ) -> Tensor:
         """Word embeddings [B, T, D], or the sum of embeddings, to hidden states [B, T, D]."""
-        if positions is None:
-            positions = torch.arange(words.shape[1], device=words.device)
+        positions = counted(positions, words)
         x = self.enter(words, positions)
         return self.norm(self.through(x, positions, segments, memory, memory_segments))
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from hasten.core.batch import IGNORE, Batch
+from hasten.core.batch import IGNORE, SOURCE, Batch
 from hasten.core.config import Config
 from hasten.model.transformer import Transformer
 
@@ -15,7 +15,6 @@ CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Of float32 logits.  Each chunk adds to the head's whole gradient once: GPUs want few and large ones."""
 
 
-SOURCE = ("source", "source_positions", "source_segments")
 CORRECT_TOKENS = 1024
 
 

@@ -1,6 +1,5 @@
 """What was done to a model, for those who sum its gradients, update, save and load it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -106,12 +105,3 @@ def is_sharded(parameter: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """What of a tensor is here; a view, whose changes show."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def gathered(local_parts: Mapping[Piece, Tensor], dtype: torch.dtype) -> Tensor:
-    """The whole from all its boxes, on the CPU."""
-    first = next(iter(local_parts))
-    whole = torch.empty(first.whole, dtype=dtype)
-    for piece, part in local_parts.items():
-        whole[piece.slices] = part
-    return whole

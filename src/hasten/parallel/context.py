@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.core.batch import IGNORE, Batch
+from hasten.core.batch import IGNORE, SOURCE, Batch
 from hasten.core.errors import ConfigError
+from hasten.model.position import counted
 from hasten.parallel.zigzag import piece_length, pieces
-
-SOURCE = ("source", "source_segments", "source_positions")
 
 
 def split_batch(batch: Batch, place: int, degree: int) -> Batch:
@@ -30,7 +29,8 @@ def split_batch(batch: Batch, place: int, degree: int) -> Batch:
         return batch
     length = batch.tokens.shape[1]
     segments = numbered(batch.segments, batch.tokens, degree)
-    positions = counted(batch.positions, batch.tokens)
+    # What fills a row up is at 0: later positions may be beyond a table of learned ones.
+    positions = counted(batch.positions, batch.tokens).expand_as(batch.tokens)
     targets = own(batch.targets, place, degree, IGNORE)
     rest = {name: x for name, x in batch.extra.items() if name not in (*SOURCE, "scored")}
     extra = {
@@ -64,18 +64,6 @@ def numbered(segments: Tensor | None, tokens: Tensor, degree: int) -> Tensor | N
     return segments
 
 
-def counted(positions: Tensor | None, tokens: Tensor) -> Tensor:
-    """Positions [B, T], from 0 in each row where they are not given.
-
-    What fills a row up is at 0: later positions may be beyond a table of learned ones.
-    """
-    return (
-        torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        if positions is None
-        else positions
-    )
-
-
 def own_source(batch: Batch, place: int, degree: int) -> dict[str, Tensor]:
     """A source with its segments and positions, [B, S] each."""
     source = batch.extra.get("source")
@@ -89,7 +77,7 @@ def own_source(batch: Batch, place: int, degree: int) -> dict[str, Tensor]:
             " filled up where the targets have segments and it has none; give it source_segments, or write"
             f" data.source_row_tokens as a multiple of {2 * degree}"
         )
-    positions = counted(batch.extra.get("source_positions"), source)
+    positions = counted(batch.extra.get("source_positions"), source).expand_as(source)
     found = {"source": source, "source_segments": segments, "source_positions": positions}
     return {name: own(x, place, degree) for name, x in found.items() if x is not None}
 

@@ -49,7 +49,6 @@ def sum_at(model: nn.Module, now: bool, stage: int) -> None:
 
 def forget_whole(model: nn.Module) -> None:
     """Let go of gathered weights after a forward pass without a backward: the next update makes them old."""
-    if isinstance(model, FSDPModule):
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -31,15 +31,10 @@ def sum_gradients(model: nn.Module, arrangement: Arrangement) -> None:
     partial = [p for name, p in held.items() if name in arrangement.partial]
     work = [(rows, grid.group("data", "shard", "context")), (partial, grid.group("tensor"))]
     # Several stages hold a tied table; each has a group for it, and the names come in one order everywhere.
-    work += [([held[name]], group) for name, group in sorted_by_name(arrangement.stages) if name in held]
+    work += [([held[name]], arrangement.stages[name]) for name in sorted(arrangement.stages.keys() & held)]
     for parameters, group in work:
         if group is not None:
             sum_over(group, [local(p.grad) for p in parameters if p.grad is not None])
-
-
-def sorted_by_name(groups: Mapping[str, ProcessGroup]) -> list[tuple[str, ProcessGroup]]:
-    """Names with their groups, in an order that all processes share."""
-    return sorted(groups.items(), key=lambda item: item[0])
 
 
 def sum_over(group: ProcessGroup, gradients: Sequence[Tensor]) -> None:

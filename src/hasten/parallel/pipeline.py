@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig, count
+from hasten.model.position import counted
 from hasten.model.stack import Stack
 from hasten.model.transformer import Seq2Seq, Transformer
 from hasten.parallel.arrangement import Arrangement
@@ -195,8 +195,3 @@ class Chain:
         found = self.model.get_submodule(side)
         assert isinstance(found, Stack)
         return found
-
-
-def counted(positions: Tensor | None, tokens: Tensor) -> Tensor:
-    """Positions, from 0 where they are not given."""
-    return torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions

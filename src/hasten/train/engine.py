@@ -94,15 +94,24 @@ class Whole:
         """Summed loss, count and correct guesses of this rank's batches; the model is in evaluation mode."""
         training = self.model.training
         self.model.eval()
-        total, correct = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
-        for batch in batches:
-            with self.ready(batch) as here, self.autocast():
-                hidden = self.model(**self.objective.inputs(here))
-                total += self.loss(self.model, hidden, here)
-                correct += self.objective.correct(self.model, hidden, here)
+        figures = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+        for loss_and_correct in self.judged(batches):
+            figures += loss_and_correct
         forget_whole(self.model)
         self.model.train(training)
-        return self.share(total), count_of(self, batches), self.share(correct)
+        total, correct = self.share(figures)
+        return total, count_of(self, batches), correct
+
+    def judged(self, batches: Sequence[Batch]) -> Iterator[Tensor]:
+        """Summed loss and correct guesses [2] of each batch whose hidden states come out here."""
+        for batch in batches:
+            with self.ready(batch) as here, self.autocast():
+                yield self.judge(self.model(**self.objective.inputs(here)), here)
+
+    def judge(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Summed loss and correct guesses, [2] in float64, of a batch that is `ready`."""
+        loss = self.loss(self.model, hidden, batch)
+        return torch.stack([loss.double(), self.objective.correct(self.model, hidden, batch).double()])
 
     def share(self, figure: Tensor) -> Tensor:
         """This process's share of a figure that all parts of a matrix have alike."""

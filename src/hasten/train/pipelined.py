@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from hasten.core.batch import Batch
-from hasten.parallel.fsdp import forget_whole, sum_at
+from hasten.parallel.fsdp import sum_at
 from hasten.parallel.gradients import sum_gradients
 from hasten.parallel.messages import Mail
 from hasten.parallel.pipeline import Chain
 from hasten.parallel.schedules import Op, forwards, program
-from hasten.train.engine import Whole, count_of
+from hasten.train.engine import Whole
 
 
 class Held(NamedTuple):
@@ -61,24 +61,16 @@ class Pipelined(Whole):
         sum_gradients(self.model, self.arrangement)
         return self.share(total)
 
-    @torch.no_grad()
-    def measure(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss, count and correct guesses of this rank's batches; the model is in evaluation mode."""
-        training = self.model.training
-        self.model.eval()
-        total, correct = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
+    def judged(self, batches: Sequence[Batch]) -> Iterator[Tensor]:
+        """Summed loss and correct guesses [2] of each batch, where the last chunk is here."""
         ops = forwards(self.stage, self.stages, len(batches), self.grid.config.interleave)
         for op, arrived in self.walk(ops, batches):
             batch = batches[op.micro_batch]
             with self.ready(batch) as here, self.autocast():
                 made = self.chunk(op, arrived, here)
                 if op.chunk == self.last:
-                    total += self.loss(self.model, made[0], here)
-                    correct += self.objective.correct(self.model, made[0], here)
+                    yield self.judge(made[0], here)
             self.mail.send(op, size(batch), made)
-        forget_whole(self.model)
-        self.model.train(training)
-        return self.share(total), count_of(self, batches), self.share(correct)
 
     def walk(self, ops: Sequence[Op], batches: Sequence[Batch]) -> Iterator[tuple[Op, list[Tensor]]]:
         """The operations with what each reads of another stage; meanwhile that of the next comes in."""
