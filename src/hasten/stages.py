@@ -62,7 +62,7 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
     run = assemble(recipe, runtime, time.monotonic() if started is None else started)
     summary = run.fit()
     # Afterwards, for measuring the machine takes memory; and once, some seconds, which a short run does not.
-    measure = run.plan.is_long(WORTH_MEASURING_SECONDS)
+    measure = summary.completed and run.plan.is_long(WORTH_MEASURING_SECONDS)  # who asks to stop is in haste
     expected = predict(run.plan.work, runtime, base_bytes=held_before, measure=measure)
     predicted = {"step_seconds": expected.step_seconds, "peak_memory": expected.peak_bytes}
     summary = replace(summary, predicted=predicted)
