@@ -208,6 +208,35 @@ def interop(result: Result, words: Words) -> str:
     return f"{machine(result['environment'], words)}\n\n{table(header, rows)}"
 
 
+def two_processes(result: Result, words: Words) -> str:
+    """Two processes of one thread beside one of two, tokens for tokens."""
+    rows = [
+        [mesh, f"{ratio:.2f}", ", ".join(f"{one:.2f}" for one in result["by_round"][mesh])]
+        for mesh, ratio in result["ratio"].items()
+    ]
+    header = [words[name] for name in ("mesh", "to_one", "rounds")]
+    return f"{machine(result['environment'], words)}\n\n{table(header, rows)}"
+
+
+def planned(result: Result, words: Words) -> str:
+    """What was predicted of trainings, and what they came to."""
+    header = [
+        words[name] for name in ("training", "memory_predicted", "memory_held", "time_predicted", "time_took")
+    ]
+    rows = [
+        [
+            one["name"],
+            f"{one['predicted_bytes'] / MIB:,.0f} ({one['memory_error']:+.0%})",
+            f"{one['measured_bytes'] / MIB:,.0f}",
+            f"{one['predicted_seconds']:.3f} ({one['time_error']:+.0%})",
+            f"{one['measured_seconds']:.3f}",
+        ]
+        for one in result["examined"]
+    ]
+    claim = words["planned"].format(**result)
+    return f"{machine(result['environment'], words)} {claim}\n\n{table(header, rows)}"
+
+
 def machine(environment: Result, words: Words) -> str:
     """Where a result comes from."""
     return words["machine"].format(**environment)
@@ -227,6 +256,8 @@ SECTIONS: dict[str, Callable[[Result, Words], str]] = {
     "kinds": kinds,
     "translate": translation,
     "interop": interop,
+    "two-processes": two_processes,
+    "planner-here": planned,
     "demo": demo,
 }
 """What writes a section, by the stem of its result file."""

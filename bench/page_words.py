@@ -10,12 +10,24 @@ COMMANDS = {
     "kinds": "python bench/kinds.py --save bench/results/kinds.json",
     "translate": "python bench/translate.py --data ../shared/data --save bench/results/translate.json",
     "interop": "python bench/interop.py --save bench/results/interop.json",
+    "two-processes": "python bench/two_processes.py --save bench/results/two-processes.json",
+    "planner-here": "python bench/planner_here.py --save bench/results/planner-here.json",
     "demo": "python bench/demo.py --times 3 --save bench/results/demo.json",
 }
 """What makes each result file, by its stem."""
 
 EN: Words = {
     "absent": "Not measured yet: `{command}`",
+    "mesh": "mesh",
+    "to_one": "tokens/s beside one process of two threads",
+    "rounds": "each round",
+    "training": "training",
+    "memory_predicted": "predicted, MiB",
+    "memory_held": "held, MiB",
+    "time_predicted": "predicted step, s",
+    "time_took": "step, s",
+    "planned": "Within 10% of memory {memory_within_10_percent} of {cases}, within 15% of time"
+    " {time_within_15_percent}.",
     "machine": "{processor}, {threads} threads, torch {torch}, commit {commit}.",
     "system": "system",
     "rate": "tokens/s",
@@ -65,6 +77,16 @@ EN: Words = {
 }
 ZH: Words = {
     "absent": "尚未测量：`{command}`",
+    "mesh": "网格",
+    "to_one": "与单进程双线程相比的词元/秒",
+    "rounds": "各轮",
+    "training": "训练",
+    "memory_predicted": "预测，MiB",
+    "memory_held": "实占，MiB",
+    "time_predicted": "预测每步，秒",
+    "time_took": "每步，秒",
+    "planned": "内存误差在 10% 以内：{cases} 次中 {memory_within_10_percent} 次；时间误差在 15% 以内："
+    "{time_within_15_percent} 次。",
     "machine": "{processor}，{threads} 线程，torch {torch}，提交 {commit}。",
     "system": "系统",
     "rate": "词元/秒",
