@@ -43,7 +43,7 @@ from hasten.model.gguf import load_gguf, save_gguf
 from hasten.model.gguf.splits import SPLITS, difference, recut
 from hasten.model.interop import load_hugging_face
 from hasten.model.transformer import Decoder, build
-from hasten.serve.template import conversation_ids
+from hasten.tokenizer.conversation import conversation_ids
 from hasten.tokenizer.files import GPT2_PATTERN, byte_level, parse
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.tokenizer.train import TokenizerConfig, train

@@ -34,7 +34,7 @@ from hasten.exchange.options import ExportConfig, ImportConfig
 from hasten.exchange.run import bring_in, send_out
 from hasten.model.families.registry import FAMILIES
 from hasten.model.transformer import Transformer
-from hasten.train.restore import load_model
+from hasten.train.load import load_model
 
 VOCAB, ROWS, LENGTH, SEED = 64, 2, 24, 0
 SIZES: dict[str, Any] = {

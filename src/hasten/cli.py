@@ -26,6 +26,7 @@ VERBS = {
     "embed": "vectors of texts from an encoder, and how near they are to each other",
     "import": "make a checkpoint of a Hugging Face folder, a model of the hub or a GGUF file",
     "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
+    "merge": "fold an adapter into its base: a plain model, compared before it is written",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
     "job": "write a training's job file for Slurm, Kubernetes or SkyPilot",
@@ -47,6 +48,7 @@ COMPUTING = {
     "embed",
     "import",
     "export",
+    "merge",
     "bench",
 }
 """Verbs that take and give back much memory."""

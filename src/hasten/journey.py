@@ -15,7 +15,6 @@ from typing import Any
 import hasten
 from hasten.core.console import clock, say
 from hasten.core.files import fingerprint, write_json
-from hasten.data.prepare import input_fingerprint
 from hasten.recipe import Recipe
 from hasten.train.run import Summary
 
@@ -24,8 +23,8 @@ INPUTS: dict[str, tuple[set[str], tuple[str, ...], tuple[str, ...]]] = {
     # stage: sections of the recipe, folders of code, stages before
     "prepare": ({"data"}, ("core", "tokenizer", "data"), ()),
     "train": (
-        {"model", "objective", "train", "device"},
-        ("core", "ops", "tokenizer", "model", "data", "objective", "parallel", "train"),
+        {"base", "model", "adapt", "objective", "train", "device"},
+        ("core", "ops", "tokenizer", "model", "data", "adapt", "objective", "parallel", "train"),
         ("prepare",),
     ),
     "evaluate": ({"evaluate", "checkpoint"}, ("core", "ops", "model", "generate", "evaluate"), ("train",)),
@@ -72,7 +71,7 @@ def stage_key(stage: str, recipe: Recipe, keys: dict[str, str]) -> str:
     sections, folders, before = INPUTS.get(stage, (set(), (), ()))
     parents = {name: keys[name] for name in before if name in keys}
     values = recipe.model_dump(mode="json", include=sections)
-    sources = input_fingerprint(recipe.text) if stage == "prepare" else None
+    sources = recipe.input_fingerprint() if stage == "prepare" else None
     return fingerprint([stage, values, code_version(folders), parents, sources])
 
 
@@ -80,7 +79,7 @@ def code_version(folders: tuple[str, ...]) -> str:
     """A digest of our own source in the given folders."""
     digest = hashlib.sha256(hasten.__version__.encode())
     for folder in folders:
-        for path in sorted((Path(hasten.__file__).parent / folder).glob("*.py")):
+        for path in sorted((Path(hasten.__file__).parent / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from hasten.core import config
 from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
-from hasten.recipe import Recipe, shipped
+from hasten.recipe import Recipe, load, shipped
 from hasten.train.optim import Rates
 
 
@@ -97,6 +97,6 @@ def list_recipes() -> None:
     for heading in ("recipe", "what for", "hardware", "time"):
         table.add_column(heading)
     for name, path in shipped().items():
-        about = config.load(Recipe, path).about
+        about = load(path).about
         table.add_row(name, about.purpose, about.hardware, about.time)
     Console().print(table)

@@ -1,12 +1,15 @@
 """A recipe: one YAML file that holds everything about a run, and the parts that it puts together."""
 
 import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from hasten.adapt.config import LoraConfig, choose_rank
 from hasten.core import config
 from hasten.core.config import Config
 from hasten.core.errors import ConfigError, did_you_mean
@@ -14,22 +17,32 @@ from hasten.core.worker import is_started_by_hasten
 from hasten.data.config import DataConfig, Examples
 from hasten.data.corpora import open_corpus
 from hasten.data.corpus import Corpus
-from hasten.data.prepare import Prepared, prepare
+from hasten.data.prepare import Prepared, input_fingerprint, prepare
 from hasten.data.split import Split
+from hasten.defaults import CROSS_ENTROPY, OBJECTIVES, filled
 from hasten.evaluate.run import EvaluateConfig
 from hasten.generate.config import GenerateConfig
 from hasten.ledger.config import BenchConfig
 from hasten.model.config import ModelConfig
+from hasten.model.heads import with_classes, with_spans
+from hasten.model.hub import fetch, is_hub_name
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.objective.preference import Preference
+from hasten.objective.spans import Spans
 from hasten.parallel.config import ParallelConfig
 from hasten.report.page import ReportConfig
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.begin import base_config
 from hasten.train.config import TrainConfig
+from hasten.train.restore import checkpoint_in
 
 Stage = Literal["prepare", "train", "evaluate", "generate", "report"]
+Objective = Annotated[CrossEntropy | Preference | Spans, Field(discriminator="kind")]
+OWN_WITH_BASE = {"dropout", "attention_dropout"}
+"""What a recipe may say of a model that it begins with; all else is the model's own."""
 NEEDED: dict[str, Examples] = {"decoder": "language_model", "encoder": "masked", "seq2seq": "pairs"}
 KIND_OF = {examples: kind for kind, examples in NEEDED.items()}
-IDENTITY = ("data", "model", "objective", "train")
+IDENTITY = ("base", "data", "model", "adapt", "objective", "train")
 """The sections that decide which weights come out."""
 
 
@@ -52,9 +65,15 @@ class Recipe(Config):
         description="what evaluate, generate and chat use: a checkpoint, a run or a Hugging Face folder;"
         " by default the run's best",
     )
+    base: str | None = Field(
+        None,
+        description="the model to begin from: a run, a checkpoint, a Hugging Face folder, an adapter, or"
+        " owner/name of the hub; its tokenizer is used, too",
+    )
     data: DataConfig | None = None
     model: ModelConfig = ModelConfig()
-    objective: CrossEntropy = CrossEntropy()
+    adapt: LoraConfig | None = Field(None, description="train thin pairs beside the base's frozen matrices")
+    objective: Objective = CrossEntropy()
     train: TrainConfig = TrainConfig(epochs=1)
     parallel: ParallelConfig = ParallelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -62,6 +81,41 @@ class Recipe(Config):
     report: ReportConfig = ReportConfig()
     bench: BenchConfig = BenchConfig()
     journey: tuple[Stage, ...] = ("prepare", "train", "evaluate", "generate", "report")
+
+    @model_validator(mode="after")
+    def check_base(self) -> "Recipe":
+        if self.adapt is not None and self.base is None:
+            raise ValueError("adapt needs a model to stand beside; write base: path/to/model")
+        if self.adapt is not None and self.train.optimizer.kind == "muon":
+            raise ValueError(
+                "adapt trains thin pairs, which muon is not made for; write train.optimizer.kind: adamw"
+            )
+        plain = ModelConfig()
+        own = {
+            name for name in self.model.model_fields_set if getattr(self.model, name) != getattr(plain, name)
+        }
+        if self.base is not None and (beyond := own - OWN_WITH_BASE):
+            raise ValueError(
+                f"model.{min(beyond)} is for a new model, and base: {self.base} has its own; leave out one of"
+                " them"
+            )
+        return self
+
+    @cached_property
+    def base_folder(self) -> Path | None:
+        """Where the model lies that training begins with, fetched where it is a name of the hub."""
+        if self.base is None:
+            return None
+        path = Path(self.base).expanduser()
+        return checkpoint_in(fetch(self.base) if not path.exists() and is_hub_name(self.base) else path)
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The model as it is before its task is known: the base's, or that of the recipe."""
+        if self.base_folder is None:
+            return self.model
+        own = {name: getattr(self.model, name) for name in OWN_WITH_BASE & self.model.model_fields_set}
+        return base_config(self.base_folder).model_copy(update=own)
 
     @property
     def source(self) -> Path:
@@ -73,39 +127,65 @@ class Recipe(Config):
         """The `data` section, which a recipe for a finished checkpoint may lack."""
         if self.data is None:
             raise ConfigError("the recipe has no `data:`; add data.sources=[path/to/texts]")
-        return self.data
+        if self.base is None or "tokenizer" in self.data.model_fields_set:
+            return self.data
+        return self.data.model_copy(update={"tokenizer": self.base_folder})
 
     def prepared(self) -> Prepared:
         """The recipe's data as token shards, made now or found as made before."""
-        return prepare(self.text, progress=not is_started_by_hasten())  # the launcher has said it all
+        progress = not is_started_by_hasten()  # the launcher has said it all
+        return prepare(self.text, progress, self.shape.kind, self.base_folder)
 
-    def architecture(self, tokenizer: Tokenizer) -> ModelConfig:
-        """The model's configuration with its vocabulary known and its context long enough for a row."""
-        vocab_size = self.model.vocab_size or tokenizer.vocab_size
+    def input_fingerprint(self) -> str:
+        """The name of the folder with the recipe's data, prepared: equal for equal inputs."""
+        return input_fingerprint(self.text, self.shape.kind, self.base_folder)
+
+    def architecture(self, tokenizer: Tokenizer, learnt: Mapping[str, Any] | None = None) -> ModelConfig:
+        """The model's configuration with its vocabulary known and its context long enough for a row.
+
+        With what a task has `learnt` of its data, it reads out what the task asks.
+        """
+        shape = self.shape
+        vocab_size = shape.vocab_size or tokenizer.vocab_size
         if vocab_size < tokenizer.vocab_size:
+            what = "model.vocab_size" if self.base is None else f"the vocabulary of {self.base}"
             raise ConfigError(
-                f"model.vocab_size ({vocab_size:,}) is less than the tokenizer's {tokenizer.vocab_size:,};"
+                f"{what} ({vocab_size:,}) is less than the tokenizer's {tokenizer.vocab_size:,};"
                 " leave it out, or write at least that"
             )
         for name in ("row_tokens", "source_row_tokens"):
-            if (getattr(self.text, name) or 0) > self.model.max_positions:
+            if (getattr(self.text, name) or 0) > shape.max_positions:
                 raise ConfigError(
                     f"data.{name} ({getattr(self.text, name):,}) is more than model.max_positions"
-                    f" ({self.model.max_positions:,}); raise model.max_positions or write shorter rows"
+                    f" ({shape.max_positions:,}); raise model.max_positions or write shorter rows"
                 )
-        started = {"start_id": self.start_id(tokenizer)} if self.model.kind == "seq2seq" else {}
-        return self.model.model_copy(update={"vocab_size": vocab_size, **started})
+        started = {"start_id": self.start_id(tokenizer)} if shape.kind == "seq2seq" else {}
+        return self.reading_out(shape.model_copy(update={"vocab_size": vocab_size, **started}), learnt or {})
+
+    def reading_out(self, shape: ModelConfig, learnt: Mapping[str, Any]) -> ModelConfig:
+        """The same with the head that the recipe's task asks for."""
+        task = self.text.task
+        if task is None or task.kind not in ("labelled", "spans"):
+            return shape
+        if task.kind == "spans":
+            return with_spans(shape)
+        return with_classes(shape, learnt["labels"])
 
     def start_id(self, tokenizer: Tokenizer) -> int:
         """The token that a target begins with: the model's, or that which begins a text."""
-        return tokenizer.bos_id if self.model.start_id is None else self.model.start_id
+        return tokenizer.bos_id if self.shape.start_id is None else self.shape.start_id
 
     def examples(self) -> Examples:
         """What a row of the data asks, as `data.examples` says or the model's kind needs."""
-        needed = NEEDED[self.model.kind]
+        if self.text.task is not None:
+            self.check_objective(self.text.task.kind)
+            return "task"
+        kind, head = self.shape.kind, self.shape.head
+        needed = NEEDED[kind]
+        self.check_objective(None)
         if self.text.examples not in (None, needed):
             raise ConfigError(
-                f"data.examples is {self.text.examples} and model.kind {self.model.kind}, which learns from"
+                f"data.examples is {self.text.examples} and model.kind {kind}, which learns from"
                 f" {needed}; write model.kind={KIND_OF[self.text.examples]}, or leave data.examples out"
             )
         if needed == "pairs" and not self.text.is_pairs:
@@ -115,14 +195,22 @@ class Recipe(Config):
             )
         if needed != "pairs" and self.text.is_pairs:
             raise ConfigError(
-                f"data.sources are pairs and model.kind is {self.model.kind}, which learns from texts; write"
+                f"data.sources are pairs and model.kind is {kind}, which learns from texts; write"
                 " model.kind=seq2seq, or text_field in place of source_field and target_field"
             )
-        if self.model.head != "vocabulary":
-            raise ConfigError(
-                f"model.head is {self.model.head}, and here tokens are to be predicted; leave it out"
-            )
+        if head != "vocabulary":
+            where = "model.head" if self.base is None else f"the head of {self.base}"
+            raise ConfigError(f"{where} is {head}, and here tokens are to be predicted; take one that does")
         return needed
+
+    def check_objective(self, task: str | None) -> None:
+        """Refuse an objective that does not go with the task."""
+        wanted = OBJECTIVES.get(task or "", CROSS_ENTROPY)
+        if self.objective.kind != wanted:
+            raise ConfigError(
+                f"objective.kind is {self.objective.kind}, and {task or 'text'} is learnt by {wanted}; leave"
+                " it out"
+            )
 
     def corpus(self, prepared: Prepared, split: Split, tokenizer: Tokenizer) -> Corpus:
         """One split of the prepared data in rows for the model; training mixes sources by weight."""
@@ -135,6 +223,14 @@ class Recipe(Config):
             tokenizer=tokenizer,
             start_id=self.start_id(tokenizer),
             weights=self.weights() if split == "train" else None,
+        )
+
+    def rank_for(self, corpus: Corpus) -> int | None:
+        """How thick the pairs are that `adapt` trains: as it says, or by how much there is to learn."""
+        if self.adapt is None:
+            return None
+        return (
+            choose_rank(corpus.num_supervised, self.shape) if self.adapt.rank == "auto" else self.adapt.rank
         )
 
     def check_batch(self, replicas: int) -> None:
@@ -182,7 +278,12 @@ def read(name: str, overrides: list[str]) -> Recipe:
         return config.parse(Recipe, config.override(data, overrides), name)
     if folder.is_dir():  # a run may have been moved, or be named from elsewhere than where it began
         overrides = [f"output={json.dumps(name)}", *overrides]
-    return config.load(Recipe, find(name), overrides)
+    return load(find(name), overrides)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with overrides on top and what follows from it filled in."""
+    return config.parse(Recipe, filled(config.override(config.read(path), overrides)), str(path))
 
 
 def is_model(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """The stages of a recipe, each from files to files: what the verbs and the journey run."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,23 +9,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hasten.core import config
+from hasten.adapt.peft import save_adapter
+from hasten.assembly import assemble
 from hasten.core.console import say
 from hasten.core.errors import ConfigError, DataError
-from hasten.core.files import fingerprint, write_json, write_text
-from hasten.core.runtime import Runtime, choose_device, environment, start
-from hasten.data.prepare import RECORD, Prepared
+from hasten.core.files import write_json, write_text
+from hasten.core.runtime import choose_device, start
+from hasten.data.prepare import Prepared
 from hasten.evaluate.run import evaluate as score
 from hasten.evaluate.run import evaluate_masked as score_masked
 from hasten.evaluate.run import evaluate_pairs as score_pairs
+from hasten.evaluate.tasks import Subject, evaluate_task
 from hasten.generate.completion import Completion
 from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
 from hasten.generate.translate import CHUNK_LINES
 from hasten.generate.translate import translate as translate_lines
 from hasten.model.transformer import Seq2Seq
-from hasten.parallel.apply import parallelize
-from hasten.parallel.grid import Grid
+from hasten.objective.preference import Preference
 from hasten.plan.here import predict
 from hasten.recipe import Recipe
 from hasten.report.inspect.config import InspectConfig
@@ -36,16 +36,16 @@ from hasten.report.inspect.text import as_json, as_text
 from hasten.report.page import write_page
 from hasten.report.summary import write_summary
 from hasten.serve.chat import chat
-from hasten.serve.template import find_template
+from hasten.tokenizer.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.agree import Agreement
-from hasten.train.engine import choose_precision
+from hasten.train.load import load_adapted, load_model
 from hasten.train.memory import resident_memory
-from hasten.train.restore import checkpoint_in, load_model
-from hasten.train.run import Run, Summary
+from hasten.train.restore import checkpoint_in
+from hasten.train.run import Summary
 from hasten.train.times import time_table
 
-RECIPE = "recipe.yaml"
+ADAPTER = "adapter"
+"""The folder of a run with what was trained beside a frozen base, as PEFT lays it out."""
 WORTH_MEASURING_SECONDS = 900.0
 """From which length a run measures the machine's kernels, where nobody has, to predict its steps."""
 
@@ -59,7 +59,8 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
     """Begin or go on with the training in the recipe's folder; `started` is when its clock began."""
     runtime = start(recipe.device, recipe.parallel.timeout)
     held_before = resident_memory(runtime.device)
-    run = assemble(recipe, runtime, time.monotonic() if started is None else started)
+    started = time.monotonic() if started is None else started
+    run = assemble(recipe, runtime, started)
     summary = run.fit()
     # Afterwards, for measuring the machine takes memory; and once, some seconds, which a short run does not.
     measure = summary.completed and run.plan.is_long(WORTH_MEASURING_SECONDS)  # who asks to stop is in haste
@@ -68,6 +69,8 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
     summary = replace(summary, predicted=predicted)
     if run.leads:
         write_json(recipe.output / "training.json", asdict(summary))
+        if recipe.adapt is not None and summary.completed:
+            save_adapter(recipe.output / ADAPTER, load_adapted(recipe.output)[0], str(recipe.base))
         how = "trained" if summary.completed else "stopped and saved; run it again to go on:"
         what = f"{summary.steps:,} steps, {summary.tokens:,} tokens, {summary.seconds:,.0f} s"
         say(f"{how} {what}: {recipe.output}")
@@ -86,95 +89,16 @@ def beside_prediction(summary: Summary) -> str:
     )
 
 
-def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
-    """The parts of a training put together, in a folder of its own."""
-    recipe.examples()  # before any data is read
-    grid = Grid.make(runtime, recipe.parallel)
-    prepared = recipe.prepared()
-    tokenizer = Tokenizer.load(prepared.tokenizer)
-    architecture = recipe.architecture(tokenizer)
-    recipe.check_batch(grid.replicas)  # before anything is written
-    settings = recipe.model_dump(mode="json", include={"model", "objective", "train", "parallel"})
-    Agreement(runtime).same(fingerprint([settings, prepared.folder.name]), "the recipe, or its data,")
-    if runtime.rank == 0:
-        claim(recipe)
-        # The report reads the run's folder alone, so what became of the data is noted there too.
-        shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
-    held_out = prepared.splits.get("validation")
-    precision = choose_precision(recipe.train.precision, runtime.device)
-    model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision)
-    return Run(
-        recipe.output,
-        recipe.train,
-        model=model,
-        arrangement=arrangement,
-        objective=recipe.objective,
-        corpus=recipe.corpus(prepared, "train", tokenizer),
-        validation=recipe.corpus(prepared, "validation", tokenizer) if held_out else None,
-        runtime=runtime,
-        tokenizer=prepared.tokenizer,
-        parent=prepared.folder.name,
-        started=started,
-    )
-
-
-def claim(recipe: Recipe) -> None:
-    """Make the output folder this run's own: refuse one that holds another run."""
-    folder, path = recipe.output, recipe.output / RECIPE
-    if difference := difference_there(recipe):
-        raise ConfigError(
-            f"{folder} holds another run ({difference}); write another `output`, or move that folder away"
-        )
-    if not path.exists() and (folder / "checkpoints").exists():
-        raise ConfigError(f"{folder} holds checkpoints without a {RECIPE}; write another `output`")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, config.dump(recipe))
-        write_json(folder / "environment.json", environment())
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"output: {folder} cannot be written ({reason}); write another `output`") from None
-
-
-def difference_there(recipe: Recipe) -> str | None:
-    """In what the run in the output folder differs from this one; None where it holds none, or this."""
-    path = recipe.output / RECIPE
-    if not path.exists():
-        return None
-    return first_difference(config.load(Recipe, path).identity(), recipe.identity())
-
-
-def first_difference(there: Any, here: Any, at: str = "") -> str | None:
-    """The first key in which two recipes differ, as `train.seed: 0 there, 1 here`."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        found = (
-            first_difference(there.get(key), here.get(key), f"{at}.{key}" if at else str(key))
-            for key in sorted({*there, *here})
-        )
-        return next(filter(None, found), None)
-    return None if there == here else f"{at} is {json.dumps(there)} there and {json.dumps(here)} here"
-
-
-def set_aside(recipe: Recipe, done: bool) -> None:
-    """Move a run of other inputs to a numbered name beside it, so that a new one can begin.
-
-    One that was interrupted stays if it is this run, to be gone on with.
-    """
-    folder = recipe.output
-    if not folder.exists() or not (done or difference_there(recipe)):
-        return
-    number = next(n for n in range(1, 10**6) if not (folder.with_name(f"{folder.name}-{n}")).exists())
-    kept = folder.with_name(f"{folder.name}-{number}")
-    folder.rename(kept)
-    say(f"what training depends on has changed: the earlier run is kept as {kept}")
-
-
 def evaluate(recipe: Recipe) -> dict[str, Any]:
     """Score the model on held-out text; the figures go to evaluation.json."""
     model, tokenizer, folder = loaded(recipe)
     recipe.output.mkdir(parents=True, exist_ok=True)
     prepared, config = recipe.prepared(), recipe.evaluate
     record: dict[str, Any] = {"path": recipe.output / "evaluation.json", "checkpoint": str(folder)}
+    if recipe.text.task is not None:
+        objective = recipe.objective if isinstance(recipe.objective, Preference) else None
+        place = recipe.text, config, recipe.base_folder, objective
+        return evaluate_task(Subject(model, tokenizer, prepared, *place), **record)
     if model.config.kind == "encoder":
         return score_masked(model, tokenizer, prepared, recipe.text, config, **record)
     if isinstance(model, Seq2Seq):

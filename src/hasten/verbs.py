@@ -49,12 +49,13 @@ def journey(words: Words) -> None:
     recipe = recipe_of(words, "journey")
     from hasten import journey as journeys
     from hasten import stages
+    from hasten.claim import set_aside
     from hasten.report.summary import show, show_samples
 
     def learn(recipe: "Recipe") -> "Summary | None":
         return train_somehow(recipe, words, options, time.monotonic())
 
-    if not journeys.run(recipe, {**stages.ACTIONS, "train": learn}, stages.set_aside):
+    if not journeys.run(recipe, {**stages.ACTIONS, "train": learn}, set_aside):
         return
     if "train" in recipe.journey:
         show(recipe.output)
@@ -255,6 +256,24 @@ def export(words: Words) -> None:
     from hasten.exchange.run import send_out
 
     send_out(*read_options(ExportConfig, words, "export"))
+
+
+def merge(words: Words) -> None:
+    """hasten merge RUN|CHECKPOINT|ADAPTER [key=value ...]
+
+    Folds a LoRA adapter, of a run of ours or in PEFT's format, into the weights of its base: a
+    checkpoint that every verb takes.  What comes out is compared with base and adapter, and refused
+    where they differ by more than bound (nats a token).
+
+    output=models/mine   base=path/to/base (of an adapter in PEFT's format)   bound=0.001
+    """
+    if not words or "=" in words[0]:
+        raise ConfigError("hasten merge needs an adapter first: hasten merge runs/mine output=models/mine")
+    from hasten.core import config
+    from hasten.exchange.merge import MergeConfig
+    from hasten.exchange.merge import merge as fold
+
+    fold(words[0], config.parse(MergeConfig, config.override({}, words[1:]), "hasten merge"))
 
 
 def report(words: Words) -> None:

@@ -24,7 +24,7 @@ from hasten.model.families.registry import FAMILIES
 from hasten.model.interop import load_hugging_face, read_config, save_hugging_face
 from hasten.model.transformer import build
 from hasten.model.weights import weights_in
-from hasten.serve.template import find_template, render
+from hasten.tokenizer.template import find_template, render
 from hasten.tokenizer.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")

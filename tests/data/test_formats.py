@@ -15,7 +15,9 @@ from pyarrow import parquet
 
 from hasten.core.errors import DataError, MissingExtraError
 from hasten.data import formats
-from hasten.data.formats import BadLines, csv_rows, jsonl_rows, parquet_rows, pieces, text_chunks
+from hasten.data.formats import BadLines, TextFields, csv_rows, jsonl_rows, parquet_rows, pieces, text_chunks
+
+TEXT = TextFields(("text",))
 
 
 def strict():
@@ -134,14 +136,14 @@ def test_a_row_without_end_is_refused_and_not_held(tmp_path, suffix, monkeypatch
     with opener(path, "wb") as file:
         file.write(b'{"text": "a"}\n{"text": "' + b"x" * (4 << 20))
     with pytest.raises(DataError, match=f"bomb.jsonl{suffix}:2: is longer than 1 MiB; cut it into rows"):
-        list(jsonl_rows(path, ("text",), strict()))
+        list(jsonl_rows(path, TEXT, strict()))
 
 
 def test_json_lines_give_a_field_with_its_line(tmp_path):
     path = jsonl(
         tmp_path / "a.jsonl", {"text": "one", "id": 7}, "\n", {"text": "two\u2028lines\nhere"}, {"text": ""}
     )
-    assert list(jsonl_rows(path, ("text",), strict())) == [(1, "one"), (3, "two\u2028lines\nhere"), (4, "")]
+    assert list(jsonl_rows(path, TEXT, strict())) == [(1, "one"), (3, "two\u2028lines\nhere"), (4, "")]
 
 
 @pytest.mark.parametrize(
@@ -159,9 +161,9 @@ def test_json_lines_give_a_field_with_its_line(tmp_path):
 def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, row, complaint):
     path = jsonl(tmp_path / "a.jsonl", {"text": "one"}, row, {"text": "three"})
     with pytest.raises(DataError, match=complaint):
-        list(jsonl_rows(path, ("text",), strict()))
+        list(jsonl_rows(path, TEXT, strict()))
     bad = BadLines("skip")
-    assert list(jsonl_rows(path, ("text",), bad)) == [(1, "one"), (3, "three")]
+    assert list(jsonl_rows(path, TEXT, bad)) == [(1, "one"), (3, "three")]
     assert bad.count == 1
     assert bad.examples[0].startswith(f"{path}:2: ")
 
@@ -169,8 +171,8 @@ def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, row, complaint):
 def test_a_row_of_broken_utf8_is_a_bad_row(tmp_path):
     path = write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n')
     with pytest.raises(DataError, match=r"a.jsonl:2: is not UTF-8 \(byte 0xff\)"):
-        list(jsonl_rows(path, ("text",), strict()))
-    assert list(jsonl_rows(path, ("text",), BadLines("skip"))) == [(1, "one")]
+        list(jsonl_rows(path, TEXT, strict()))
+    assert list(jsonl_rows(path, TEXT, BadLines("skip"))) == [(1, "one")]
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
@@ -180,14 +182,14 @@ def test_a_field_that_the_first_row_lacks_is_a_mistake_of_the_recipe(tmp_path, p
         DataError,
         match=r"a.jsonl:1: has no field 'text'. Did you mean 'texts'\? It has texts, id; write text_field",
     ):
-        list(jsonl_rows(path, ("text",), BadLines(policy)))
+        list(jsonl_rows(path, TEXT, BadLines(policy)))
 
 
 def test_tables_give_a_column(tmp_path):
     path = write(tmp_path / "a.csv", 'id,text\r\n1,"a, ""quoted""\nline"\r\n2,b\r\n')
-    assert list(csv_rows(path, ("text",), strict())) == [(2, 'a, "quoted"\nline'), (4, "b")]
+    assert list(csv_rows(path, TEXT, strict())) == [(2, 'a, "quoted"\nline'), (4, "b")]
     path = write(tmp_path / "a.tsv", "text\tid\nit's 5\" long\t1\n")
-    assert list(csv_rows(path, ("text",), strict())) == [(2, "it's 5\" long")]
+    assert list(csv_rows(path, TEXT, strict())) == [(2, "it's 5\" long")]
 
 
 @pytest.mark.parametrize(
@@ -200,9 +202,9 @@ def test_tables_give_a_column(tmp_path):
 def test_a_bad_row_of_a_table_is_named_or_skipped_and_counted(tmp_path, row, complaint):
     path = write(tmp_path / "a.csv", f"id,text\n1,one\n{row}3,three\n")
     with pytest.raises(DataError, match=complaint):
-        list(csv_rows(path, ("text",), strict()))
+        list(csv_rows(path, TEXT, strict()))
     bad = BadLines("skip")
-    assert list(csv_rows(path, ("text",), bad)) == [(2, "one"), (4, "three")]
+    assert list(csv_rows(path, TEXT, bad)) == [(2, "one"), (4, "three")]
     assert bad.count == 1
 
 
@@ -210,15 +212,15 @@ def test_a_missing_column_has_its_near_match(tmp_path):
     path = write(tmp_path / "a.csv", "id,txet\n1,one\n")
     complaint = r"a.csv: has no column 'text'. Did you mean 'txet'\? It has id, txet; write text_field: ..."
     with pytest.raises(DataError, match=complaint):
-        list(csv_rows(path, ("text",), strict()))
+        list(csv_rows(path, TEXT, strict()))
     parquet.write_table(pyarrow.table({"id": [1], "txet": ["one"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=complaint.replace("csv", "parquet")):
-        list(parquet_rows(tmp_path / "a.parquet", ("text",), strict()))
+        list(parquet_rows(tmp_path / "a.parquet", TEXT, strict()))
 
 
 def test_broken_utf8_in_a_table_is_named(tmp_path):
     with pytest.raises(DataError, match=r"a\.csv:2: is not UTF-8"):
-        list(csv_rows(write(tmp_path / "a.csv", b"text\n\xff\n"), ("text",), strict()))
+        list(csv_rows(write(tmp_path / "a.csv", b"text\n\xff\n"), TEXT, strict()))
 
 
 def test_parquet_gives_a_column_over_row_groups(tmp_path):
@@ -226,14 +228,14 @@ def test_parquet_gives_a_column_over_row_groups(tmp_path):
     parquet.write_table(
         pyarrow.table({"text": texts, "n": list(range(50))}), tmp_path / "a.parquet", row_group_size=7
     )
-    assert list(parquet_rows(tmp_path / "a.parquet", ("text",), strict())) == list(enumerate(texts, 1))
+    assert list(parquet_rows(tmp_path / "a.parquet", TEXT, strict())) == list(enumerate(texts, 1))
 
 
 def test_an_empty_cell_of_parquet_is_a_bad_row(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet:2: field 'text' holds NoneType instead of text"):
-        list(parquet_rows(tmp_path / "a.parquet", ("text",), strict()))
-    assert list(parquet_rows(tmp_path / "a.parquet", ("text",), BadLines("skip"))) == [(1, "a"), (3, "b")]
+        list(parquet_rows(tmp_path / "a.parquet", TEXT, strict()))
+    assert list(parquet_rows(tmp_path / "a.parquet", TEXT, BadLines("skip"))) == [(1, "a"), (3, "b")]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
@@ -241,7 +243,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["a"]}), stream)
     for broken in (b"", b"PAR1", stream.getvalue()[:-20]):
         with pytest.raises(DataError, match=r"a\.parquet: is damaged or not Parquet"):
-            list(parquet_rows(write(tmp_path / "a.parquet", broken), ("text",), strict()))
+            list(parquet_rows(write(tmp_path / "a.parquet", broken), TEXT, strict()))
 
 
 def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
@@ -249,4 +251,4 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(
         MissingExtraError, match=r"a.parquet: reading Parquet needs .*pip install 'hasten\[parquet\]'"
     ):
-        list(parquet_rows(tmp_path / "a.parquet", ("text",), strict()))
+        list(parquet_rows(tmp_path / "a.parquet", TEXT, strict()))

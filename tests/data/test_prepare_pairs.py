@@ -187,7 +187,7 @@ def test_equal_pairs_are_prepared_once_and_row_lengths_change_nothing(tmp_path):
                 "sources": [{"paths": ["a.tsv"], "source_field": "en", "target_field": "de"}],
                 "split": {"by": "position"},
             },
-            "split.by: position cuts texts, and pairs stay whole",
+            "split.by: position cuts texts, and pairs and records stay whole",
         ),
     ],
 )

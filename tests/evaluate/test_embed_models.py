@@ -13,7 +13,7 @@ from hasten.cli import main
 from hasten.evaluate.embed import EmbedConfig, embed
 from hasten.evaluate.pooling import read_settings
 from hasten.model.interop import load_hugging_face, save_hugging_face
-from hasten.train.restore import load_model
+from hasten.train.load import load_model
 
 SIX, THREE = "all-MiniLM-L6-v2", "paraphrase-MiniLM-L3-v2"
 TEXTS = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."]

@@ -18,7 +18,7 @@ from hasten.core.files import damage
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.restore import load_model
+from hasten.train.load import load_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -127,7 +127,7 @@ def logits(kind: str, weights: dict[str, Tensor], fields: dict[str, Any]) -> Ten
         ("llama", {"sliding_window": 4}, r"does not know the field 'sliding_window' \(4\)"),
         ("llama", {"is_encoder_decoder": True}, "cannot hold is_encoder_decoder True, only False"),
         ("llama", {"pruned_heads": {"0": [1]}}, "cannot hold pruned_heads"),
-        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "only one of LlamaForCausalLM"),
+        ("llama", {"architectures": ["LlamaForTokenClassification"]}, "only one of LlamaForCausalLM"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "cannot hold rope_type 'yarn'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
         (

@@ -17,7 +17,7 @@ from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import extend, ready
 from hasten.model.gguf import load_gguf
 from hasten.model.gguf.container import read
-from hasten.serve.template import conversation_ids
+from hasten.tokenizer.conversation import conversation_ids
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = os.environ.get("HASTEN_MODELS")

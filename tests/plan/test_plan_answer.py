@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from hasten import recipe as recipes
 from hasten.cli import main
 from hasten.core import config
 from hasten.core.errors import ConfigError
@@ -56,7 +57,7 @@ def test_the_layout_is_written_as_a_recipe_and_read_back(capsys, tmp_path):
     assert main(words) == 0
     text = capsys.readouterr().out
     assert f"recipe: {path}, of the layout" in text
-    recipe = config.load(Recipe, path)
+    recipe = recipes.load(path)
     layout = layout_of(recipe.parallel, recipe.train.micro_batch_tokens // recipe.text.row_tokens)
     assert (layout.pipeline, layout.tensor, layout.interleave) == (2, 2, 2)
     assert layout.devices == 16

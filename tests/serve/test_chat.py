@@ -10,7 +10,7 @@ from hasten.generate.engine import generate
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import Decoder, build
 from hasten.serve.chat import chat
-from hasten.serve.template import conversation_ids
+from hasten.tokenizer.conversation import conversation_ids
 from hasten.tokenizer.tokenizer import Tokenizer
 
 TEMPLATE = (

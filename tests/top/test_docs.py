@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import hasten
+from hasten import recipe as recipes
 from hasten.cli import VERBS, main
-from hasten.core import config
 from hasten.model.config import ModelConfig
 from hasten.model.interop import save_hugging_face
 from hasten.model.transformer import build
-from hasten.recipe import Recipe, find, shipped
+from hasten.recipe import find, shipped
 from hasten.tokenizer.train import TokenizerConfig, train
 
 PACKAGE = Path(hasten.__file__).parent
@@ -90,14 +90,14 @@ def test_every_command_of_the_readme_can_be_given(command, tmp_path, monkeypatch
     assert verb == "VERB" or verb in VERBS
     overrides = [word for word in words if "=" in word]
     for name in (word for word in words if "=" not in word and not word.startswith("-")):
-        assert config.load(Recipe, find(name), overrides).journey
+        assert recipes.load(find(name), overrides).journey
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda p: p.name)
 def test_the_recipe_in_the_readme_loads(path, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
     (tmp_path / "r.yaml").write_text(block, encoding="utf-8")
-    assert config.load(Recipe, tmp_path / "r.yaml").train.minutes == 30
+    assert recipes.load(tmp_path / "r.yaml").train.minutes == 30
 
 
 @pytest.mark.parametrize("name", ["recipes.md", "recipes.zh-CN.md"])
@@ -106,7 +106,7 @@ def test_the_data_section_of_the_guide_loads(name, tmp_path):
     (tmp_path / "r.yaml").write_text(
         block.replace("books/**/*.txt.gz", "{paths: books, weight: 1}"), encoding="utf-8"
     )
-    assert len(config.load(Recipe, tmp_path / "r.yaml").text.sources) == 3
+    assert len(recipes.load(tmp_path / "r.yaml").text.sources) == 3
 
 
 @pytest.mark.parametrize("name", ["demo", "speed"])
@@ -124,5 +124,5 @@ def test_both_languages_have_the_same_commands_and_links():
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_recipe_that_ships_says_what_it_is_for(name):
-    about = config.load(Recipe, find(name)).about
+    about = recipes.load(find(name)).about
     assert about.purpose and about.hardware and about.time

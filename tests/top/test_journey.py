@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from tiny_finetune import DECODER, ENCODER, like_its_own, save_base
 
+from hasten import recipe as recipes
 from hasten.cli import main
-from hasten.core import config
 from hasten.core.config import dump
 from hasten.recipe import Recipe, find, shipped
 from hasten.train.horizon import Moment
@@ -64,7 +65,7 @@ def test_a_journey_leaves_all_its_files_and_every_figure(recipe, tmp_path, capsy
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["test"]["loss"] == summary["test_loss"]
     assert evaluation["checkpoint"] == str(best(run / "checkpoints")), "an artefact names its parent"
-    resolved = config.load(Recipe, run / "recipe.yaml")
+    resolved = recipes.load(run / "recipe.yaml")
     assert dump(resolved) == (run / "recipe.yaml").read_text()
 
 
@@ -164,29 +165,53 @@ def test_a_stopped_journey_whose_recipe_then_changes_begins_anew_beside_it(recip
     assert (tmp_path / "run/summary.json").exists()
 
 
+SMALL = (
+    "model.dim=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "data.row_tokens=32",
+    "train.batch_tokens=64",
+)
+
+
+def texts_for(recipe: Recipe, text_files: Path, pairs_file: Path) -> list[str]:
+    """Texts, or pairs of them, in place of a recipe's own."""
+    pairs = f"{{paths: {pairs_file}, source_field: en, target_field: de}}"
+    source = pairs if recipe.model.kind == "seq2seq" else text_files
+    clean = "data.clean={near_duplicates: null, repetition: false}"
+    return [f"data.sources=[{source}]", clean, "data.tokenizer.vocab_size=300"]
+
+
+def rows_for(recipe: Recipe, tmp_path: Path) -> list[str]:
+    """Rows of the recipe's task in place of its own."""
+    rows = [f"data.{name}={json.dumps(value)}" for name, value in like_its_own(recipe, tmp_path).items()]
+    return rows if recipe.base else [*rows, "data.tokenizer.vocab_size=70"]
+
+
+def beginning_for(recipe: Recipe, tmp_path: Path, byte_tokenizer) -> list[str]:
+    """A small base of the kind that the recipe's task asks for."""
+    task = recipe.data.task if recipe.data else None
+    encodes = task is not None and task.kind in ("labelled", "spans")
+    base = save_base(tmp_path / "base", ENCODER if encodes else DECODER, byte_tokenizer)
+    stride = ["data.task.stride_tokens=16"] if task is not None and task.kind == "spans" else []
+    return [f"base={base}", "data.row_tokens=128", "train.batch_tokens=256", *stride]
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_every_recipe_that_ships_trains_saves_and_resumes_bit_for_bit(
-    name, text_files, pairs_file, tmp_path, capsys
+    name, text_files, pairs_file, tmp_path, byte_tokenizer
 ):
     """Two steps and two more are the same as four at once, with the recipe's own model made small."""
-    small = [
-        "model.dim=32",
-        "model.num_layers=2",
-        "model.num_heads=2",
-        "data.row_tokens=32",
-        "train.batch_tokens=64",
-    ]
-    reads_pairs = config.load(Recipe, find(name)).model.kind == "seq2seq"
-    pairs = f"{{paths: {pairs_file}, source_field: en, target_field: de}}"
+    own = recipes.load(find(name))
+    data = rows_for(own, tmp_path) if own.data and own.data.task else texts_for(own, text_files, pairs_file)
     common = [
-        *small,
-        f"data.sources=[{pairs if reads_pairs else text_files}]",
-        "data.tokenizer.vocab_size=300",
+        *(beginning_for(own, tmp_path, byte_tokenizer) if own.base else SMALL),
+        *data,
         f"data.cache={tmp_path / 'data'}",
         "train.minutes=null",
         "train.tokens=null",
+        "train.epochs=null",
         "data.split={validation: 0.2, test: 0.2}",
-        "data.clean={near_duplicates: null, repetition: false}",
         "train.steps=4",
         "train.validate_every=2",
         "train.validation_tokens=128",

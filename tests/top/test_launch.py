@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hasten import recipe as recipes
 from hasten.cli import main
 from hasten.core import config
 from hasten.core.errors import ConfigError
@@ -304,7 +305,7 @@ def test_every_command_of_the_guide_can_be_given(command, here):
         assert main([verb, recipe, *words]) == 0
         return
     options, overrides = split_words(words)
-    parallel = config.load(Recipe, here / recipe, overrides).parallel
+    parallel = recipes.load(here / recipe, overrides).parallel
     assert processes_here(parallel, options, 8 if parallel.data == "auto" else 0) >= 1
 
 

@@ -22,7 +22,8 @@ from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.config import TrainConfig
-from hasten.train.restore import load_model, read_tensors
+from hasten.train.load import load_model
+from hasten.train.restore import read_tensors
 from hasten.train.run import Run
 from hasten.train.transfer import Base, factors
 

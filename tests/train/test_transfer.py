@@ -129,6 +129,7 @@ def test_every_factor_is_the_power_that_the_rules_state() -> None:
         "embedding": 2.0,
         "head": 1.0,
         "vector": 2.0,
+        "adapter": 2.0,
     }
     assert factors(base, shape(dim=64, num_layers=4), 512, optimizer="adamw") == {
         "matrix": 0.5,
@@ -136,6 +137,7 @@ def test_every_factor_is_the_power_that_the_rules_state() -> None:
         "embedding": 1.0,
         "head": 0.5,
         "vector": 1.0,
+        "adapter": 1.0,
     }
 
 

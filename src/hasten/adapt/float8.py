@@ -4,6 +4,7 @@ from typing import cast
 
 from torch import Tensor, device, nn
 
+from hasten.adapt.linear import LoraLinear
 from hasten.core.errors import ConfigError
 from hasten.model.transformer import Transformer
 from hasten.ops.float8 import fits_float8, float8_linear
@@ -24,8 +25,13 @@ def use_float8(model: nn.Module) -> None:
 
     The first and the last block, embedding and head keep their precision, for they bear the rounding worst
     (as Megatron-LM's --first-last-layers-bf16).  So does a layer whose sizes are not multiples
-    of 16.  Raises ConfigError where nothing is left.
+    of 16.  Raises ConfigError where nothing is left, and for an adapted model, whose matrices are frozen.
     """
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
+        raise ConfigError(
+            "train.precision: fp8 is for matrices that are trained, and those beside an adapter are frozen;"
+            " write bf16"
+        )
     places = [
         (parent, name, child)
         for block in cast(Transformer, model).blocks()[1:-1]

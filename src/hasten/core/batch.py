@@ -11,6 +11,9 @@ IGNORE = -100
 SOURCE = ("source", "source_positions", "source_segments")
 """What a batch of pairs has in `extra`: texts [B, S] that an encoder reads, with positions and segments."""
 
+TYPES = "token_types"
+"""What a batch has in `extra` for encoders that tell a first text from a second: [B, T]."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from hasten.core.config import Config
+from hasten.data.tasks.chat import ChatConfig
+from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.preferences import PreferencesConfig
+from hasten.data.tasks.spans import SpansConfig
 from hasten.tokenizer.train import TokenizerConfig
 
 STDLIB = "stdlib"
@@ -212,7 +216,8 @@ class SplitConfig(Config):
         return 0.0 if getattr(self, f"{split}_sources") else float(getattr(self, split))
 
 
-Examples = Literal["language_model", "masked", "pairs"]
+Examples = Literal["language_model", "masked", "pairs", "task"]
+Task = Annotated[ChatConfig | LabelledConfig | PreferencesConfig | SpansConfig, Field(discriminator="kind")]
 
 
 class DataConfig(Config):
@@ -223,6 +228,17 @@ class DataConfig(Config):
         None,
         description="what a row asks: the next token, masked tokens, or the target of a pair; null: what"
         " model.kind learns from",
+    )
+    task: Task | None = Field(
+        None, description="rows with labels, answers, conversations or preferences, in place of texts"
+    )
+    leave_out: tuple[Literal["leak", "duplicates", "conflicts"], ...] = Field(
+        (),
+        description="training rows of a task that go: those that held-out rows repeat, that say again what"
+        " another says, or that contradict each other; they are counted",
+    )
+    waive: tuple[str, ...] = Field(
+        (), description="names of checks whose failure shall not stop a run, for example [leak]"
     )
     clean: CleanConfig = CleanConfig()
     pairs: PairsConfig = PairsConfig()
@@ -258,8 +274,14 @@ class DataConfig(Config):
                 "some sources are pairs and some are not; give all of them source_field and target_field,"
                 " or none"
             )
-        if self.split.by == "position" and self.is_pairs:
-            raise ValueError("split.by: position cuts texts, and pairs stay whole; write document, or auto")
+        if self.split.by == "position" and self.stays_whole:
+            raise ValueError(
+                "split.by: position cuts texts, and pairs and records stay whole; write document, or auto"
+            )
+        if self.task is not None and (self.is_pairs or self.examples not in (None, "task")):
+            raise ValueError(
+                "data.task says how rows are read; leave out data.examples, source_field and target_field"
+            )
         weights = [source.weight is None for source in self.sources]
         if any(weights) and not all(weights):
             raise ValueError("some sources have a weight and some have none; give all of them one, or none")
@@ -281,11 +303,23 @@ class DataConfig(Config):
         return (self.source_row_tokens or self.row_tokens) if self.is_pairs else 0
 
     @property
+    def stays_whole(self) -> bool:
+        """Whether texts are no documents to be cut, but pairs or records."""
+        return self.is_pairs or self.task is not None
+
+    @property
     def near_duplicates(self) -> float | None:
-        """From which likeness on a document, or a pair, repeats another; None looks for none."""
+        """From which likeness on a document, or a pair, repeats another; None looks for none.
+
+        Of a task nothing is dropped unasked: its checks say what repeats (`tasks/checks.py`).
+        """
+        if self.task is not None:
+            return None
         return self.pairs.near_duplicates if self.is_pairs else self.clean.near_duplicates
 
     @property
     def exact_duplicates(self) -> bool:
         """Whether equal documents, or pairs, are looked for."""
+        if self.task is not None:
+            return False
         return self.pairs.exact_duplicates if self.is_pairs else self.clean.exact_duplicates

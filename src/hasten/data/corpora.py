@@ -7,6 +7,7 @@ from hasten.data.config import DataConfig, Examples
 from hasten.data.corpus import Corpus
 from hasten.data.masked import MaskedCorpus
 from hasten.data.pair_corpus import PairCorpus
+from hasten.data.tasks.corpus import TaskCorpus
 from hasten.tokenizer.tokenizer import Tokenizer
 
 
@@ -26,6 +27,8 @@ def open_corpus(
     `start_id` begins the targets of pairs, by default the token that begins a text.
     """
     place = prepared, split, config.row_tokens, seed, weights
+    if examples == "task":
+        return TaskCorpus(*place, pad_id=tokenizer.pad_id)
     if examples == "pairs":
         return PairCorpus(
             *place,

@@ -72,6 +72,11 @@ class Corpus:
         return self.num_tokens / (self.num_rows * self.row_tokens)
 
     @property
+    def num_supervised(self) -> int:
+        """Targets of an epoch."""
+        return self.num_tokens
+
+    @property
     def source_tokens(self) -> int:
         """Source tokens in a row of pairs; 0 without pairs."""
         return 0
@@ -119,11 +124,7 @@ class Corpus:
 
     def check(self, rows: int, micro_rows: int, world_size: int) -> None:
         """Refuse a step that cannot be cut evenly, or that an epoch cannot fill."""
-        if rows % (world_size * micro_rows):
-            raise ConfigError(
-                f"a step of {rows} rows cannot be cut into batches of {micro_rows} on {world_size} ranks;"
-                f" write train.batch_tokens as a multiple of {world_size * micro_rows * self.row_tokens}"
-            )
+        self.check_cut(rows, micro_rows, world_size)
         if self.num_tokens < self.row_tokens:
             raise DataError(
                 f"{self.name}: there are {self.num_tokens:,} tokens of text, less than one row of"
@@ -134,6 +135,14 @@ class Corpus:
                 f"{self.name}: the text makes {self.num_rows:,} rows of {self.row_tokens:,} tokens, fewer"
                 f" than the {rows:,} of one step; write train.batch_tokens={self.num_rows * self.row_tokens}"
                 " or less, or give more text"
+            )
+
+    def check_cut(self, rows: int, micro_rows: int, world_size: int) -> None:
+        """Refuse a step that is not whole batches, equally many on each rank."""
+        if rows % (world_size * micro_rows):
+            raise ConfigError(
+                f"a step of {rows} rows cannot be cut into batches of {micro_rows} on {world_size} ranks;"
+                f" write train.batch_tokens as a multiple of {world_size * micro_rows * self.row_tokens}"
             )
 
     def sweep(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import zstandard
 
@@ -26,8 +26,7 @@ MAX_ROW_BYTES = 64 << 20
 BATCH_ROWS = 1024
 
 BETWEEN = "\x1e"  # between the two sides of a pair
-Row = tuple[int, str]  # its number in the file, from 1, and its text: the text of its fields
-Fields = tuple[str, ...]  # the names of one field, or of the two sides of a pair
+Row = tuple[int, str]  # its number in the file, from 1, and what was read of it as text
 
 
 @dataclass
@@ -45,6 +44,46 @@ class BadLines:
         self.count += 1
         if len(self.examples) < 3:
             self.examples.append(f"{where}: {what}")
+
+
+class Reader(Protocol):
+    """What is read of a row."""
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns that every row must have; None where that is for each row to say."""
+        ...
+
+    @property
+    def setting(self) -> str:
+        """What in the recipe says which columns are read."""
+        ...
+
+    def __call__(self, row: dict[str, Any], where: str, bad: BadLines, required: bool) -> str | None:
+        """The text of a row, or None where it is bad; if `required`, that is the recipe's mistake."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextFields:
+    """The text of one field, or of the two sides of a pair with BETWEEN in the middle."""
+
+    columns: tuple[str, ...]
+
+    @property
+    def setting(self) -> str:
+        """What in the recipe names the fields."""
+        return "text_field: ..." if len(self.columns) == 1 else "source_field: ... and target_field: ..."
+
+    def __call__(self, row: dict[str, Any], where: str, bad: BadLines, required: bool) -> str | None:
+        """The text in a row, or None where it is bad."""
+        texts = []
+        for name in self.columns:
+            text = field_of(row, where, name, bad, self.setting if required else None)
+            if text is None:
+                return None
+            texts.append(text)
+        return joined(texts, where, bad)
 
 
 @contextmanager
@@ -162,8 +201,8 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def jsonl_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
-    """The `fields` of each line's object; blank lines are allowed."""
+def jsonl_rows(path: Path, read: Reader, bad: BadLines) -> Iterator[Row]:
+    """What is read of each line's object; blank lines are allowed."""
     seen = False
     for number, line in raw_lines(path):
         where = f"{path}:{number}"
@@ -178,23 +217,13 @@ def jsonl_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
             bad.note(where, f"is not JSON ({error})")
             continue
         if not isinstance(row, dict):
-            bad.note(where, f"holds {type(row).__name__} instead of an object with a field '{fields[0]}'")
+            wanted = f"an object with a field '{read.columns[0]}'" if read.columns else "an object"
+            bad.note(where, f"holds {type(row).__name__} instead of {wanted}")
             continue
-        text = text_of(row, where, fields, bad, required=not seen)
+        text = read(row, where, bad, not seen)
         if text is not None:
             seen = True
             yield number, text
-
-
-def text_of(row: dict[str, Any], where: str, fields: Fields, bad: BadLines, required: bool) -> str | None:
-    """The text in a row, or None where it is bad; if `required`, a missing field is the recipe's mistake."""
-    texts = []
-    for name in fields:
-        text = field_of(row, where, name, bad, setting_of(fields) if required else None)
-        if text is None:
-            return None
-        texts.append(text)
-    return joined(texts, where, bad)
 
 
 def joined(texts: Sequence[str], where: str, bad: BadLines) -> str | None:
@@ -203,11 +232,6 @@ def joined(texts: Sequence[str], where: str, bad: BadLines) -> str | None:
         bad.note(where, "holds the control character U+001E, which stands between the sides of a pair")
         return None
     return BETWEEN.join(texts)
-
-
-def setting_of(fields: Fields) -> str:
-    """What in the recipe names the fields."""
-    return "text_field: ..." if len(fields) == 1 else "source_field: ... and target_field: ..."
 
 
 def field_of(row: dict[str, Any], where: str, field: str, bad: BadLines, setting: str | None) -> str | None:
@@ -238,17 +262,17 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def text_of_rows(rows: Iterable[dict[str, Any]], where: str, fields: Fields, bad: BadLines) -> Iterator[Row]:
-    """The `fields` of each row of a data set."""
+def text_of_rows(rows: Iterable[dict[str, Any]], where: str, read: Reader, bad: BadLines) -> Iterator[Row]:
+    """What is read of each row of a data set."""
     seen = False
     for number, row in enumerate(rows, 1):
-        text = text_of(row, f"{where}:{number}", fields, bad, required=not seen)
+        text = read(row, f"{where}:{number}", bad, not seen)
         if text is not None:
             seen = True
             yield number, text
 
 
-def csv_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
+def csv_rows(path: Path, read: Reader, bad: BadLines) -> Iterator[Row]:
     """Columns of a table with one header line: .csv with quotes, .tsv with tabs and no quotes."""
     csv.field_size_limit(MAX_ROW_BYTES)
     tabs = ".tsv" in path.suffixes
@@ -259,7 +283,7 @@ def csv_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
         strict=True,
     )
     header: list[str] | None = None
-    columns: list[int] = []
+    seen = False
     while True:
         number = reader.line_num + 1
         try:
@@ -270,23 +294,23 @@ def csv_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
         if cells is None:
             return
         if header is None:
-            header = header_with(cells, fields, path)
-            columns = [header.index(field) for field in fields]
+            header = header_with(cells, read, path)
         elif cells and len(cells) != len(header):
             bad.note(f"{path}:{number}", f"has {len(cells)} cells instead of {len(header)}")
         elif cells:
-            text = joined([cells[column] for column in columns], f"{path}:{number}", bad)
+            text = read(dict(zip(header, cells, strict=True)), f"{path}:{number}", bad, not seen)
             if text is not None:
+                seen = True
                 yield number, text
 
 
-def header_with(cells: list[str], fields: Fields, path: Path) -> list[str]:
-    """The header line, which must name the columns."""
-    for name in fields:
+def header_with(cells: list[str], read: Reader, path: Path) -> list[str]:
+    """The header line, which must name the columns, each once."""
+    for name in read.columns or ():
         if name not in cells:
             raise DataError(
                 f"{path}: has no column '{name}'.{did_you_mean(name, cells)} It has {', '.join(cells)};"
-                f" write {setting_of(fields)}"
+                f" write {read.setting}"
             )
     return cells
 
@@ -300,7 +324,7 @@ def decoded_lines(path: Path) -> Iterator[str]:
             raise DataError(not_utf8(path, number, error)) from None
 
 
-def parquet_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
+def parquet_rows(path: Path, read: Reader, bad: BadLines) -> Iterator[Row]:
     """Columns of a Parquet file, read some rows at a time."""
     try:
         from pyarrow import ArrowException, parquet  # noqa: PLC0415  an optional package
@@ -308,9 +332,9 @@ def parquet_rows(path: Path, fields: Fields, bad: BadLines) -> Iterator[Row]:
         raise MissingExtraError("pyarrow", "parquet", f"{path}: reading Parquet") from None
     try:
         with parquet.ParquetFile(path) as file:
-            header_with(file.schema_arrow.names, fields, path)
-            batches = file.iter_batches(BATCH_ROWS, columns=[*fields])
+            header_with(file.schema_arrow.names, read, path)
+            batches = file.iter_batches(BATCH_ROWS, columns=[*read.columns] if read.columns else None)
             rows = (row for batch in batches for row in batch.to_pylist())
-            yield from text_of_rows(rows, str(path), fields, bad)
+            yield from text_of_rows(rows, str(path), read, bad)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: is damaged or not Parquet ({error}); make it again") from None

@@ -18,6 +18,7 @@ from hasten.core.errors import DataError
 from hasten.core.files import fingerprint, write_json
 from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.source import files
+from hasten.data.tasks.protocol import ModelKind
 from hasten.tokenizer.tokenizer import Tokenizer
 
 CODE = (
@@ -35,18 +36,20 @@ CODE = (
     "source",
     "split",
     "stage",
+    "json_rows",
 )
 LIBRARIES = ("tokenizers", "rensa", "ftfy", "zstandard")
 MEMO, MEMO_BYTES = "digests.json", 64 << 20  # digests of files from this size on are remembered
 
 
-def input_fingerprint(config: DataConfig) -> str:
+def input_fingerprint(config: DataConfig, reads: ModelKind = "decoder", base: Path | None = None) -> str:
     """The name of the folder that `prepare` makes: equal for equal texts and settings, wherever they lie.
 
-    Weights, the length of rows and what is asked of them change no shard and are left out.
+    Weights, the length of rows and what is asked of them change no shard and are left out; not so of a task,
+    whose examples are made for rows of one length, for a model that `reads` in its way and for its `base`.
     """
     own = {"sources", "split", "decontaminate_against", "tokenizer", "row_tokens", "cache"}
-    own |= {"examples", "masking", "source_row_tokens", "pairs"}
+    own |= {"examples", "masking", "source_row_tokens", "pairs", "task", "leave_out", "waive"}
     held_out = {"validation_sources", "test_sources"}
     memo = Memo(config.cache / MEMO)
 
@@ -57,6 +60,7 @@ def input_fingerprint(config: DataConfig) -> str:
         {
             "settings": config.model_dump(mode="json", exclude=own),
             "pairs": config.pairs.model_dump(mode="json", exclude={"too_long"}) if config.is_pairs else None,
+            "task": task_identity(config, reads, base),
             "split": config.split.model_dump(mode="json", exclude=held_out),
             "sources": identities(config.sources),
             "validation": identities(config.split.validation_sources),
@@ -66,6 +70,14 @@ def input_fingerprint(config: DataConfig) -> str:
             "code": code_version(),
         }
     )
+
+
+def task_identity(config: DataConfig, reads: ModelKind, base: Path | None) -> Any:
+    """How a task's rows become examples, or nothing where there is no task."""
+    if config.task is None:
+        return None
+    settings = config.task.model_dump(mode="json"), config.row_tokens, sorted(config.leave_out)
+    return [*settings, reads, config.task.identity(base)]
 
 
 def identity(source: SourceConfig, memo: "Memo") -> dict[str, Any]:
@@ -87,6 +99,7 @@ def tokenizer_identity(config: DataConfig) -> Any:
 def code_version() -> str:
     """A digest of the code and the libraries that decide what is in a shard."""
     own = [Path(__file__).with_name(f"{name}.py") for name in CODE]
+    own += sorted(Path(__file__).with_name("tasks").glob("*.py"))
     tokenizer = sorted(Path(hasten.tokenizer.__file__).parent.glob("*.py"))
     digest = hashlib.sha256(unicodedata.unidata_version.encode())
     for path in own + tokenizer:

@@ -13,10 +13,12 @@ Each step leaves whole files, so an interrupted run goes on where it was and end
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +29,20 @@ from hasten.core.files import damage, publish, replace_folder, sweep, write_json
 from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.contamination import RUN_WORDS, Protected
 from hasten.data.encode import TEXTS_SUFFIX, Counts, Cut, Encoder
-from hasten.data.formats import BETWEEN
 from hasten.data.identity import input_fingerprint, only_one
 from hasten.data.judge import Judgement
-from hasten.data.pairs import Pair, pair_of
+from hasten.data.pairs import Pair, pair_of, sides
 from hasten.data.shards import Shards, open_split
 from hasten.data.source import Document, documents, left_out, text_bytes
 from hasten.data.split import SPLITS, Split, by_document
-from hasten.data.stage import Part, Stage, read_texts
+from hasten.data.stage import Advance, Part, Stage, read_texts
 from hasten.data.tally import Tally
+from hasten.data.tasks import findings
+from hasten.data.tasks.findings import Rows
+from hasten.data.tasks.protocol import ModelKind, Record, Setting, TaskConfig
+from hasten.data.tasks.record_checks import left_out as rows_left_out
+from hasten.data.tasks.records import record_of
+from hasten.data.tasks.write import TaskEncoder
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.tokenizer.train import train
 
@@ -69,6 +76,12 @@ class Prepared:
         }
         return cls(folder, splits, Tally.from_json(record["clean"]))
 
+    @cached_property
+    def learnt(self) -> dict[str, Any]:
+        """What a task found out from all training records, such as the names of labels."""
+        record: dict[str, Any] = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        return record.get("learnt") or {}
+
     @property
     def tokenizer(self) -> Path:
         """The folder that `Tokenizer.load` reads."""
@@ -95,6 +108,11 @@ class Prepared:
             source = path.name.removesuffix(TEXTS_SUFFIX)[: -len("-00000")]
             yield from (Document(name, text, source) for name, text in read_texts(path))
 
+    def records(self, split: Split) -> Iterator[tuple[str, Record]]:
+        """(name, record) of a task's rows: those of training are kept, too."""
+        for path in sorted((self.folder / split).glob(f"*{TEXTS_SUFFIX}")):
+            yield from ((name, record_of(text)) for name, text in read_texts(path))
+
     def pairs(self, split: Split) -> Iterator[Pair]:
         """The pairs of `validation` or `test`, as texts."""
         for document in self.texts(split):
@@ -105,24 +123,30 @@ class Prepared:
         for split in self.splits:
             total = self.total(split)
             megabytes = f"{total.bytes / 1e6:,.2f} MB"
-            say(f"{split:<10} {total.documents:,} documents, {total.tokens:,} tokens, {megabytes}")
+            left = "".join(f"; {count:,} {rule}, left out" for rule, count in total.left_out.items())
+            say(f"{split:<10} {total.documents:,} documents, {total.tokens:,} tokens, {megabytes}{left}")
         say(f"prepared   {self.folder}")
 
 
-def prepare(config: DataConfig, progress: bool = True) -> Prepared:
+def prepare(
+    config: DataConfig, progress: bool = True, reads: ModelKind = "decoder", base: Path | None = None
+) -> Prepared:
     """Make token shards of `config`'s text, or find those that were made before.
+
+    A task is encoded for a model that `reads` in its way, with what the folder `base` says of its
+    beginning.
 
     Raises DataError for sources that cannot be read, and then leaves nothing behind.  What an interrupted
     run or a full disk leaves in `<fingerprint>.work` is where the next run goes on.
     """
-    folder = config.cache / input_fingerprint(config)
+    folder = config.cache / input_fingerprint(config, reads, base)
     try:
         with only_one(folder):
             trouble = damage(folder)
             if trouble and folder.exists():
                 say(f"prepare    {folder}: {trouble}; it is made again")
             if trouble:
-                Preparation(config, folder, progress).run()
+                Preparation(config, folder, progress, reads, base).run()
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -130,7 +154,8 @@ def prepare(config: DataConfig, progress: bool = True) -> Prepared:
             " another place, and run again: it goes on from here"
         ) from error
     prepared = Prepared.read(folder)
-    check_row(prepared.total("train").tokens, config)
+    if config.task is None:
+        check_row(prepared.total("train").tokens, config)
     if progress:
         prepared.show()
     return prepared
@@ -157,6 +182,8 @@ class Preparation:
     config: DataConfig
     final: Path
     progress: bool
+    reads: ModelKind = "decoder"
+    base: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -186,14 +213,15 @@ class Preparation:
         if self.progress:
             tally.show()
         cuts = self.cut(parts, judgement.keep())
-        check_row(sum(part.tally.bytes + part.documents for part in parts), self.config)
-        tokenizer = self.tokenizer(cuts)
-        splits = self.encode(cuts, tokenizer)
+        if self.config.task is None:
+            check_row(sum(part.tally.bytes + part.documents for part in parts), self.config)
+        tokenizer, learnt = self.tokenizer(cuts), self.learn(cuts)
+        splits = self.encode(cuts, tokenizer, learnt)
         for split in SPLITS:
             self.check_split(split, splits)
         counts = {split: {name: asdict(c) for name, c in by.items()} for split, by in splits.items() if by}
-        sources = self.config.model_dump(mode="json")
-        write_json(self.work / RECORD, {"splits": counts, "clean": tally.to_json(), "config": sources})
+        kept = {"clean": tally.to_json(), "config": self.config.model_dump(mode="json"), "learnt": learnt}
+        write_json(self.work / RECORD, {"splits": counts, **kept})
 
     def sources(self) -> Iterator[tuple[Split, SourceConfig]]:
         """Held-out sources come first: of two equal documents the one in training goes."""
@@ -230,7 +258,7 @@ class Preparation:
             kept[part.split, part.source] += int(stays.sum())
         for (split, source), count in kept.items():
             if not count:
-                off = "" if self.config.is_pairs else ", or data.clean.profile=off"
+                off = "" if self.config.stays_whole else ", or data.clean.profile=off"
                 raise DataError(
                     f"data: cleaning left no document of {source} ({split}); see above which rule did it and"
                     f" write null for its threshold{off}"
@@ -242,10 +270,29 @@ class Preparation:
                 stays,
                 config,
                 by_document(config, kept[part.split, part.source]),
-                pairs=self.config.is_pairs,
+                self.key(),
             )
             for part, stays in zip(parts, keep, strict=True)
         ]
+
+    def key(self) -> Callable[[str], str] | None:
+        """What of a pair or a record decides its split."""
+        if (task := self.config.task) is not None:
+            return lambda text: task.key(record_of(text))
+        return (lambda text: sides(text)[0]) if self.config.is_pairs else None
+
+    def cut_text(self, text: str) -> Sequence[str]:
+        """What of a text a tokenizer reads each by itself."""
+        if self.config.task is not None:
+            return self.config.task.texts(record_of(text))
+        return sides(text) if self.config.is_pairs else (text,)
+
+    def learn(self, cuts: list[Cut]) -> dict[str, Any]:
+        """What a task has to know of all training records."""
+        if self.config.task is None:
+            return {}
+        texts = (text for cut in cuts for split, _, text in cut.texts() if split == "train")
+        return self.config.task.survey(record_of(text) for text in texts)
 
     def tokenizer(self, cuts: list[Cut]) -> Tokenizer:
         """Load the configured tokenizer, or learn one from the training text."""
@@ -256,23 +303,44 @@ class Preparation:
                     Tokenizer.load(config).save(temporary)
                 else:
                     texts = (text for cut in cuts for split, _, text in cut.texts() if split == "train")
-                    parts = (
-                        (part for text in texts for part in text.split(BETWEEN))
-                        if self.config.is_pairs
-                        else texts
-                    )
+                    parts = (part for text in texts for part in self.cut_text(text))
                     train(parts, config, self.progress).save(temporary)
         return Tokenizer.load(folder)
 
-    def encode(self, cuts: list[Cut], tokenizer: Tokenizer) -> dict[Split, dict[str, Counts]]:
+    def encode(
+        self, cuts: list[Cut], tokenizer: Tokenizer, learnt: dict[str, Any]
+    ) -> dict[Split, dict[str, Counts]]:
         """Write every shard; how much there is by split and source."""
         splits: dict[Split, dict[str, Counts]] = {split: {} for split in SPLITS}
         with self.line("tokenize", sum(cut.part.tally.bytes for cut in cuts)) as line:
-            encoder = Encoder(tokenizer, self.work, self.work / STAGE / "encoded", line.advance)
+            encoder = self.encoder(cuts, tokenizer, learnt, line.advance)
             for cut in cuts:
                 for split, counts in encoder.encode(cut).items():
                     splits[split].setdefault(cut.part.source, Counts()).add(counts)
         return splits
+
+    def encoder(
+        self, cuts: list[Cut], tokenizer: Tokenizer, learnt: dict[str, Any], advance: Advance
+    ) -> Encoder:
+        """What writes the shards, or the tables of a task."""
+        place = tokenizer, self.work, self.work / STAGE / "encoded", advance
+        if (task := self.config.task) is None:
+            return Encoder(*place, self.cut_text)
+        setting = Setting(tokenizer, self.reads, self.config.row_tokens, self.base, learnt)
+        return TaskEncoder(*place, task=task, encoding=task.open(setting), gone=self.gone(cuts, task))
+
+    def gone(self, cuts: list[Cut], task: TaskConfig) -> dict[str, str]:
+        """The training rows that `data.leave_out` takes out, and why."""
+        if not self.config.leave_out:
+            return {}
+        named: dict[str, tuple[list[str], list[Record]]] = {split: ([], []) for split in SPLITS}
+        for cut in cuts:
+            for split, name, text in cut.texts():
+                names, records = named[split]
+                names.append(name)
+                records.append(record_of(text))
+        parts = {split: findings.Part(*both) for split, both in named.items()}
+        return dict(rows_left_out(Rows(task, parts), self.config.leave_out))
 
     def check_split(self, split: Split, splits: dict[Split, dict[str, Counts]]) -> None:
         """Refuse a split that was asked for and came out empty."""

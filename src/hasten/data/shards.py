@@ -15,8 +15,9 @@ and no document learns from its neighbour.  Our tokenizers use one id for both.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U16": np.dtype("<u2"),
     "U32": np.dtype("<u4"),
     "U64": np.dtype("<u8"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
 }
-ARRAYS = {
+Arrays = Mapping[str, set[str]]
+"""The arrays that a file of ours must have, each with the types that it may have; `name.*` may be several."""
+ARRAYS: Arrays = {
     "tokens": {"U16", "U32"},
     "bounds": {"U64"},
     "text_bytes": {"U64"},
@@ -86,17 +91,16 @@ class ShardWriter:
             "names": np.frombuffer(b"".join(self.names), "<u1"),
             "name_bounds": bounds(len(name) for name in self.names),
         }
-        note = {
-            "version": VERSION,
-            "source": self.source,
-            "vocab_size": self.vocab_size,
-            "bos_id": self.bos_id,
-            "eot_id": self.eot_id,
-        }
-        temporary = path.with_name(path.name + TEMPORARY + "shard")
-        save_file(arrays, temporary, {NOTE: json.dumps(note, sort_keys=True)})
-        sync(temporary)
-        os.replace(temporary, path)
+        ids = {"vocab_size": self.vocab_size, "bos_id": self.bos_id, "eot_id": self.eot_id}
+        write_arrays(path, arrays, {"source": self.source, **ids})
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], note: Mapping[str, Any]) -> None:
+    """Make `arrays` appear at `path`, whole, with what the file says of itself."""
+    temporary = path.with_name(path.name + TEMPORARY + "shard")
+    save_file(arrays, temporary, {NOTE: json.dumps({"version": VERSION, **note}, sort_keys=True)})
+    sync(temporary)
+    os.replace(temporary, path)
 
 
 def bounds(lengths: Iterable[int]) -> NDArray[np.uint64]:
@@ -110,42 +114,19 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header, start = read_header(path)
-        note = header.pop("__metadata__")[NOTE]
+        header, start = read_header(path, ARRAYS)
+        note = checked_note(path, header.pop("__metadata__")[NOTE])
         self.source: str = note["source"]
         self.vocab_size: int = note["vocab_size"]
         self.bos_id: int = note["bos_id"]
         self.eot_id: int = note["eot_id"]
-        self.tokens = self.map("tokens", header, start)
-        self.bounds = self.map("bounds", header, start)
-        self.text_bytes = self.map("text_bytes", header, start)
-        self.names = self.map("names", header, start)
-        self.name_bounds = self.map("name_bounds", header, start)
-        self.check_bounds()
-
-    def map(self, name: str, header: dict[str, Any], start: int) -> NDArray[Any]:
-        """The array `name`, read from the disk only where it is looked at."""
-        entry = header[name]
-        begin, _ = entry["data_offsets"]
-        (count,) = entry["shape"]
-        if count == 0:  # the operating system cannot map nothing
-            return np.empty(0, DTYPES[entry["dtype"]])
-        # `asarray` drops the memmap class, whose slicing is several times slower, and keeps the mapping.
-        return np.asarray(np.memmap(self.path, DTYPES[entry["dtype"]], "r", start + begin, (count,)))
-
-    def check_bounds(self) -> None:
-        """Refuse documents or names that overlap or reach beyond their array."""
-        for name, ends, whole in (
-            ("bounds", self.bounds, self.tokens),
-            ("name_bounds", self.name_bounds, self.names),
-        ):
-            # Compared, not subtracted: a difference of unsigned numbers never looks negative.
-            falls = len(ends) == 0 or bool((ends[1:] < ends[:-1]).any())
-            if falls or ends[0] != 0 or int(ends[-1]) != len(whole) or len(ends) != self.num_documents + 1:
-                raise damaged(
-                    self.path,
-                    f"{name} does not rise from 0 to {len(whole):,} in {self.num_documents:,} steps",
-                )
+        self.tokens = mapped(path, header["tokens"], start)
+        self.bounds = mapped(path, header["bounds"], start)
+        self.text_bytes = mapped(path, header["text_bytes"], start)
+        self.names = mapped(path, header["names"], start)
+        self.name_bounds = mapped(path, header["name_bounds"], start)
+        check_bounds(path, "bounds", self.bounds, len(self.tokens), self.num_documents)
+        check_bounds(path, "name_bounds", self.name_bounds, len(self.names), self.num_documents)
 
     @property
     def num_documents(self) -> int:
@@ -158,8 +139,26 @@ class Shard:
         return self.names[int(start) : int(stop)].tobytes().decode(errors="replace")
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The checked header of the shard at `path`, its note parsed, and the byte at which its arrays begin."""
+def mapped(path: Path, entry: Mapping[str, Any], start: int) -> NDArray[Any]:
+    """The array of a header's `entry`, read from the disk only where it is looked at."""
+    begin, _ = entry["data_offsets"]
+    (count,) = entry["shape"]
+    if count == 0:  # the operating system cannot map nothing
+        return np.empty(0, DTYPES[entry["dtype"]])
+    # `asarray` drops the memmap class, whose slicing is several times slower, and keeps the mapping.
+    return np.asarray(np.memmap(path, DTYPES[entry["dtype"]], "r", start + begin, (count,)))
+
+
+def check_bounds(path: Path, name: str, ends: NDArray[Any], whole: int, count: int) -> None:
+    """Refuse `count` things that overlap, or that reach beyond the `whole` that they are cut from."""
+    # Compared, not subtracted: a difference of unsigned numbers never looks negative.
+    falls = len(ends) == 0 or bool((ends[1:] < ends[:-1]).any())
+    if falls or ends[0] != 0 or int(ends[-1]) != whole or len(ends) != count + 1:
+        raise damaged(path, f"{name} does not rise from 0 to {whole:,} in {count:,} steps")
+
+
+def read_header(path: Path, arrays: Arrays) -> tuple[dict[str, Any], int]:
+    """The checked header of the file at `path`, its note parsed, and the byte at which its `arrays` begin."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -167,7 +166,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise damaged(path, f"its header claims {length:,} of {size:,} bytes")
             header = json.loads(file.read(length))
-            check_header(header, size - 8 - length)
+            check_header(header, size - 8 - length, arrays)
             header["__metadata__"] = {NOTE: read_note(header["__metadata__"][NOTE])}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); run `hasten prepare` again") from None
@@ -176,17 +175,18 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def check_header(header: dict[str, Any], data_bytes: int) -> None:
-    """Raise `ValueError` unless exactly our arrays fill exactly `data_bytes` bytes, end to end."""
+def check_header(header: dict[str, Any], data_bytes: int, arrays: Arrays) -> None:
+    """Raise `ValueError` unless exactly the `arrays` fill exactly `data_bytes` bytes, end to end."""
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if entries.keys() != ARRAYS.keys():
-        raise ValueError(f"arrays {sorted(entries)} instead of {sorted(ARRAYS)}")
+    kinds = {name: next((kind for kind in arrays if fnmatchcase(name, kind)), None) for name in entries}
+    if None in kinds.values() or not {kind for kind in arrays if "*" not in kind} <= entries.keys():
+        raise ValueError(f"arrays {sorted(entries)} instead of {sorted(arrays)}")
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         (begin, stop), (count,) = entry["data_offsets"], entry["shape"]
         if not all(type(number) is int for number in (begin, stop, count)):
             raise ValueError(f"{name} lies at {begin!r} to {stop!r}, shape {count!r}")
-        if entry["dtype"] not in ARRAYS[name]:
+        if entry["dtype"] not in arrays[str(kinds[name])]:
             raise ValueError(f"{name} of type {entry['dtype']}")
         if begin != end or count < 0 or stop - begin != count * DTYPES[entry["dtype"]].itemsize:
             raise ValueError(f"{name} lies at {begin} to {stop} and should hold {count} values from {end}")
@@ -196,14 +196,21 @@ def check_header(header: dict[str, Any], data_bytes: int) -> None:
 
 
 def read_note(text: str) -> dict[str, Any]:
-    """What a shard says of itself; `ValueError` where they are not plausible."""
+    """What a file of ours says of itself; `ValueError` where it is of another version."""
     note: dict[str, Any] = json.loads(text)
     if note["version"] != VERSION:
         raise ValueError(f"version {note['version']} instead of {VERSION}")
-    if not isinstance(note["source"], str) or not 0 <= note["eot_id"] < note["vocab_size"]:
-        raise ValueError(
-            f"source {note['source']!r}, eot_id {note['eot_id']}, vocab_size {note['vocab_size']}"
-        )
+    if not isinstance(note["source"], str):
+        raise ValueError(f"source {note['source']!r}")
+    return note
+
+
+def checked_note(path: Path, note: dict[str, Any]) -> dict[str, Any]:
+    """What a shard says of its tokens, or DataError where that is not plausible."""
+    ids = [note.get(name) for name in ("vocab_size", "bos_id", "eot_id")]
+    if not all(type(number) is int for number in ids) or not 0 <= note["eot_id"] < note["vocab_size"]:
+        names = ", ".join(f"{name} {note.get(name)!r}" for name in ("vocab_size", "bos_id", "eot_id"))
+        raise damaged(path, f"its header is not one of ours: {names}")
     return note
 
 

@@ -12,7 +12,10 @@ from typing import Any, Literal
 from hasten.core.errors import DataError, MissingExtraError, did_you_mean
 from hasten.data import formats
 from hasten.data.config import GLOB, STDLIB, SourceConfig
-from hasten.data.formats import BadLines
+from hasten.data.formats import BadLines, Reader, TextFields
+from hasten.data.json_rows import json_rows
+from hasten.data.tasks.protocol import TaskConfig
+from hasten.data.tasks.records import RecordReader
 
 PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".xml"}
 # fmt: off
@@ -29,9 +32,13 @@ ROWS = {
     ".csv": formats.csv_rows,
     ".tsv": formats.csv_rows,
     ".parquet": formats.parquet_rows,
+    ".json": json_rows,
 }
+NAMED_ALONE = {".json"}
+"""Read where they are named, and not in a folder, where they are mostly something else's settings."""
 COMPRESSED = {".gz", ".zst"}
 KNOWN = sorted(PROSE | CODE | ROWS.keys())
+KNOWN_BELOW = sorted({*KNOWN} - NAMED_ALONE)
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
@@ -67,26 +74,31 @@ def extension(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def documents(source: SourceConfig, bad: BadLines | None = None) -> Iterator[Document]:
-    """Every document of `source`, by sorted file names; only the current one is held."""
+def documents(
+    source: SourceConfig, bad: BadLines | None = None, task: TaskConfig | None = None
+) -> Iterator[Document]:
+    """Every document of `source`, by sorted file names; only the current one is held.
+
+    Of a `task` a document is the record of a row, as JSON.
+    """
     bad = bad or BadLines("error")
+    read = TextFields(source.fields) if task is None else RecordReader(task)
     if source.hub is not None:
-        rows = formats.text_of_rows(hub_rows(source), source.hub, source.fields, bad)
+        rows = formats.text_of_rows(hub_rows(source), source.hub, read, bad)
         yield from (Document(f"{source.hub}:{line}", text, source.title) for line, text in rows)
     for file in files(source):
-        yield from documents_of(file, source, bad)
+        yield from documents_of(file, source, read, bad)
 
 
-def documents_of(file: File, source: SourceConfig, bad: BadLines) -> Iterator[Document]:
+def documents_of(file: File, source: SourceConfig, read: Reader, bad: BadLines) -> Iterator[Document]:
     """The documents in one file."""
     if read_rows := ROWS.get(file.extension):
-        for line, text in read_rows(file.path, source.fields, bad):
+        for line, text in read_rows(file.path, read, bad):
             yield Document(f"{file.id}:{line}", text, source.title)
         return
-    if source.is_pairs:
-        raise DataError(
-            f"{file.path}: holds text, and pairs are rows with two fields; give {' '.join(sorted(ROWS))}"
-        )
+    if source.is_pairs or isinstance(read, RecordReader):
+        what = "pairs are rows with two fields" if source.is_pairs else "a task reads rows with columns"
+        raise DataError(f"{file.path}: holds text, and {what}; give {' '.join(sorted(ROWS))}")
     kind: Literal["prose", "code"] = "code" if file.extension in CODE else "prose"
     pieces = formats.pieces(formats.text_chunks(file.path), source.separator)
     first, second = next(pieces, ""), next(pieces, None)
@@ -123,7 +135,7 @@ def left_out(source: SourceConfig) -> dict[str, int]:
     """{extension: how many} of the files below the source's folders that are of no kind that is read."""
     folders = [Path(text).expanduser() for text in source.paths if text != STDLIB]
     paths = (path for folder in folders if folder.is_dir() for path in visible_below(folder))
-    return dict(Counter(extension(path) or path.name for path in paths if extension(path) not in KNOWN))
+    return dict(Counter(extension(path) or path.name for path in paths if extension(path) not in KNOWN_BELOW))
 
 
 def text_bytes(source: SourceConfig) -> int | None:
@@ -169,7 +181,7 @@ def kinds() -> str:
 
 def readable_below(folder: Path, text: str) -> list[Path]:
     """Every file of a known kind below `folder`."""
-    paths = [path for path in visible_below(folder) if extension(path) in KNOWN]
+    paths = [path for path in visible_below(folder) if extension(path) in KNOWN_BELOW]
     if not paths:
         raise DataError(f"{text}: this folder holds no file that can be read. {kinds()}")
     return paths

@@ -22,11 +22,12 @@ from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.contamination import Protected
 from hasten.data.dedup import bands, digest, signatures
 from hasten.data.formats import BadLines
-from hasten.data.ngrams import Hashes
+from hasten.data.ngrams import Hashes, Words
 from hasten.data.pairs import EMPTY_SIDE, look_pair
 from hasten.data.source import Document, documents
 from hasten.data.split import Split
 from hasten.data.tally import Tally
+from hasten.data.tasks.records import EMPTY_RECORD, look_record
 
 PART_BYTES, PART_DOCUMENTS = 64 << 20, 1 << 16
 SIGNED_WORDS = 1 << 20  # so many words are signed together
@@ -167,7 +168,7 @@ class Stage:
         if last:
             return
         sweep(self.folder)
-        stream = documents(source, bad)
+        stream = documents(source, bad, self.config.task)
         for _ in islice(stream, read_to):
             pass
         while not last:
@@ -206,17 +207,22 @@ class Stage:
 
         Of held-out sources only empty documents go: what to test on is not for the rules to choose.
         """
-        if self.config.is_pairs:
-            text, found, rule = look_pair(document.text, self.config.pairs)
-        else:
-            text, found, rule = look(document, self.config.clean)
+        text, found, rule = self.look(document)
         size, share = len(text.encode()), self.config.clean.contamination
         draft.tally.documents += 1
         draft.tally.bytes += size
         self.advance(size)
-        if rule and (not held_out or rule in {EMPTY, EMPTY_SIDE}):
+        if rule and (not held_out or rule in {EMPTY, EMPTY_SIDE, EMPTY_RECORD}):
             draft.tally.drop(rule, document.id, text)
         elif not held_out and (passage := self.protected.passage_in(found.hashes, share)):
             draft.tally.drop("contaminated", document.id, text, f"holds a passage of {passage}")
         else:
             draft.keep(document.id, text, found.hashes)
+
+    def look(self, document: Document) -> tuple[str, Words, str | None]:
+        """A document as it is kept, the words in it, and the rule that it breaks."""
+        if self.config.task is not None:
+            return look_record(document.text, self.config.task)
+        if self.config.is_pairs:
+            return look_pair(document.text, self.config.pairs)
+        return look(document, self.config.clean)

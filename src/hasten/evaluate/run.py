@@ -19,16 +19,19 @@ from hasten.data.pairs import pair_of
 from hasten.data.prepare import Prepared
 from hasten.data.source import Document
 from hasten.evaluate.baselines import baselines
+from hasten.evaluate.classify import ClassificationConfig
 from hasten.evaluate.code import FunctionPrompt, Snippet, function_prompts, parse_rate, parses
 from hasten.evaluate.language import TokenScores, Windows, score_texts, summarise
 from hasten.evaluate.masked import score_masked
 from hasten.evaluate.sample import sample
+from hasten.evaluate.spans import ExtractionConfig
 from hasten.evaluate.translation import (
     TranslationConfig,
     as_record,
     score_references,
     score_translations,
 )
+from hasten.evaluate.written import WrittenConfig
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import check_vocabulary, generate
 from hasten.model.transformer import Decoder, Seq2Seq, Transformer
@@ -72,6 +75,17 @@ class EvaluateConfig(Config):
     )
     baselines: bool = Field(True, description="compress the same documents with LZMA")
     code: CodeConfig | None = None
+    classification: ClassificationConfig = ClassificationConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
+    written: WrittenConfig | None = Field(
+        None, description="of conversations: let the model answer, and score that; null: the loss alone"
+    )
+    problems: Path | None = Field(
+        None, description="what programs are written for: a file of MBPP or HumanEval"
+    )
+    max_rows: Positive | None = Field(
+        None, description="of conversations: answer the first so many; null: all"
+    )
     translation: TranslationConfig | None = Field(
         TranslationConfig(),
         description="of models that read a source; null: how they predict references only",

@@ -20,7 +20,8 @@ from hasten.core.files import write_bytes
 from hasten.core.runtime import choose_device
 from hasten.evaluate.embed import EmbedConfig, embed, normalized
 from hasten.evaluate.pooling import read_settings
-from hasten.train.restore import checkpoint_in, load_model
+from hasten.train.load import load_model
+from hasten.train.restore import checkpoint_in
 
 SUFFIXES = (".npy", ".safetensors", ".json")
 SHOWN = 16

@@ -12,13 +12,14 @@ from hasten.model.gguf import load_gguf
 from hasten.model.interop import GENERATION, OnTensor, Types, load_with_types, refuse_code
 from hasten.model.transformer import Transformer
 from hasten.model.weights import present
-from hasten.serve.template import LONGEST_TEMPLATE, template_source
 from hasten.tokenizer.files import FILE, MAX_FILE_BYTES, ROLES_FILE
 from hasten.tokenizer.older import rebuilt
+from hasten.tokenizer.template import LONGEST_TEMPLATE, template_source
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.held import WEIGHTS, weights_of
+from hasten.train.load import load_model
 from hasten.train.pieces import Pieces
-from hasten.train.restore import checkpoint_in, is_checkpoint, load_model
+from hasten.train.restore import checkpoint_in, is_checkpoint
 
 TEMPLATE = "chat_template.jinja"
 LUGGAGE = {

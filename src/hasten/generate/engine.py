@@ -15,7 +15,7 @@ from hasten.generate.search import search
 from hasten.model.transformer import Encoder, Seq2Seq, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["OnText", "Prepared", "check_vocabulary", "extend", "generate", "grow", "ready"]
+__all__ = ["OnText", "Prepared", "check_vocabulary", "check_writes", "extend", "generate", "grow", "ready"]
 
 OnText = Callable[[int, str], None]
 OnDone = Callable[[Sequence[Row]], None]
@@ -40,6 +40,7 @@ def generate(
     """
     if isinstance(model, Encoder):
         raise ConfigError("this model is an encoder: it reads text and writes none; take another checkpoint")
+    check_writes(model)
     check_vocabulary(model, tokenizer)
     rows = begin(model, tokenizer, prompts, config, on_text)
     grow(model, rows, config, tokenizer.vocab_size, on_done)
@@ -113,6 +114,15 @@ def grow(
             search(prepared, found, config, vocab_size, width)
             if on_done is not None:
                 on_done([row for group in found for row in group])
+
+
+def check_writes(model: Transformer) -> None:
+    """Refuse a model whose scores are of classes: taken for tokens, they would be a text without sense."""
+    if model.config.head != "vocabulary":
+        raise ConfigError(
+            f"model.head is {model.config.head}, which tells classes apart and writes no text; ask it with"
+            " hasten evaluate, or take another checkpoint"
+        )
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:

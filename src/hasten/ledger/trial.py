@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from hasten.core import config
+from hasten.assembly import assemble
 from hasten.core.files import write_json
 from hasten.core.runtime import start
 from hasten.ledger.techniques import TECHNIQUES
-from hasten.recipe import Recipe
-from hasten.stages import assemble
+from hasten.recipe import load
 from hasten.train.metrics import read_lines
 
 Lines = list[dict[str, Any]]
@@ -30,7 +29,7 @@ def main(path: str) -> None:
     order = json.loads(Path(path).read_text(encoding="utf-8"))
     for name in order["without"]:
         TECHNIQUES[name].without()
-    recipe = config.load(Recipe, Path(order["recipe"]))
+    recipe = load(Path(order["recipe"]))
     run = assemble(recipe, start(recipe.device), time.monotonic())
     summary = run.fit()
     lines = read_lines(recipe.output / "metrics.jsonl")

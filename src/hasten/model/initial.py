@@ -22,14 +22,26 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
 
 def first_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """The value of the parameter `name` before training, float32 on the CPU."""
-    if name.endswith("bias"):
+    """The value of the parameter `name` before training, float32 on the CPU.
+
+    Of a pair of thin matrices beside a frozen one the second is zero, so that at first nothing changes (Hu et
+    al. 2022).  What depends on the frozen weights, such as their packed form, is zero until they are there.
+    """
+    kind = name.rpartition(".")[2]
+    if kind == "lora_a":  # as PEFT draws it: Kaiming's uniform of slope sqrt(5)
+        return torch.empty(shape).uniform_(-1, 1, generator=generator_of(seed, name)).mul_(shape[1] ** -0.5)
+    if kind.endswith("bias") or kind.startswith(("lora_", "nf4_")):
         return torch.zeros(shape)
     if len(shape) == 1:  # a norm's weight
         return torch.zeros(shape) if config.norm_offset else torch.ones(shape)
+    drawn = torch.empty(shape).normal_(generator=generator_of(seed, name))
+    return drawn.mul_(initial_std(name, shape, config))
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """The random numbers of one parameter."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.empty(shape).normal_(generator=generator).mul_(initial_std(name, shape, config))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def initial_std(name: str, shape: torch.Size, config: ModelConfig) -> float:

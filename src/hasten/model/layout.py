@@ -41,8 +41,9 @@ Role = Literal["matrix", "embedding", "head", "vector"]
 def role(name: str) -> Role:
     """What a parameter is to an optimizer, by its name in `model.named_parameters()`.
 
-    Muon takes the `matrix` kind: the weights between hidden states.  A tied table is an `embedding`.  The
-    `relative` biases are numbers that are added to scores, each by itself, so they are a `vector` too.
+    Muon takes the `matrix` kind: the weights between hidden states, thin pairs beside them included.  A tied
+    table is an `embedding`.  The `relative` biases are numbers that are added to scores, each by itself, so
+    they are a `vector` too, as are the lengths of rows that DoRA trains.
     """
     *above, kind = name.split(".")
     module = above[-1] if above else ""
@@ -50,6 +51,6 @@ def role(name: str) -> Role:
         return "embedding"
     if module == "head":
         return "head"
-    if kind.endswith("bias") or module in ("norm", "relative") or module.endswith("_norm"):
+    if kind.endswith(("bias", "magnitude")) or module in ("norm", "relative") or module.endswith("_norm"):
         return "vector"
     return "matrix"

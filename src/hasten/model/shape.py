@@ -16,6 +16,8 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu", "swiglu", "geglu", "geglu_tanh"]
 GATED = ("swiglu", "geglu", "geglu_tanh")
+SPAN_CLASSES = ("start", "end")
+"""The classes of tokens that tell where an answer begins and ends."""
 FFN_MULTIPLE = 64
 """A gated feed-forward of width 8/3 D is rounded up to this, a width that matrix units like."""
 
@@ -130,6 +132,9 @@ class Shape(Config):
         "vocabulary", description="what is read out: tokens, a class of each text or token, hidden states"
     )
     num_classes: Positive | None = Field(None, description="of a head of classes")
+    class_names: tuple[str, ...] | None = Field(
+        None, description="of each class, in order; start and end: where an answer begins and ends"
+    )
     pooler: Literal["tanh", "relu"] | None = Field(
         None, description="a dense layer over the first token's state, and what follows it"
     )
@@ -171,7 +176,8 @@ class Shape(Config):
     @model_validator(mode="after")
     def check(self) -> "Shape":
         """Refuse what does not go together."""
-        for trouble in (self.heads_trouble, self.position_trouble, self.norm_trouble, self.kind_trouble):
+        troubles = (self.heads_trouble, self.position_trouble, self.norm_trouble, self.kind_trouble)
+        for trouble in (*troubles, self.class_trouble):
             if found := trouble():
                 raise ValueError(found)
         return self
@@ -238,13 +244,28 @@ class Shape(Config):
             return f"sliding_window is for kind: decoder, and kind is {self.kind}; leave it out"
         if self.shared_embeddings and self.source_vocab_size is not None:
             return "source_vocab_size is for the encoder's own table; write shared_embeddings: false too"
-        classes = self.head in ("pooled_classes", "token_classes")
-        if classes != (self.num_classes is not None):
-            return f"head: {self.head} {'needs' if classes else 'has no'} num_classes"
         if self.kind == "seq2seq" and self.head != "vocabulary":
             return f"head: {self.head} is for encoders and decoders; a seq2seq model has head: vocabulary"
         if self.tied and self.head != "vocabulary":
             return f"tied is for head: vocabulary, and head is {self.head}; leave it out"
+        return None
+
+    def class_trouble(self) -> str | None:
+        """What is wrong with classes and their names."""
+        classes = self.head in ("pooled_classes", "token_classes")
+        if classes != (self.num_classes is not None):
+            return f"head: {self.head} {'needs' if classes else 'has no'} num_classes"
+        names = self.class_names
+        if names is None:
+            return None
+        if not classes:
+            return f"class_names is for a head of classes, and head is {self.head}; leave it out"
+        if len(names) != self.num_classes:
+            return (
+                f"class_names has {len(names)} names, and num_classes is {self.num_classes}; name each once"
+            )
+        if len(set(names)) < len(names) or not all(names):
+            return "class_names has a name twice or an empty one; give each class a name of its own"
         return None
 
     @property

@@ -63,7 +63,10 @@ class Transformer(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """The state of a whole text from that of its first token: hidden [..., D] -> [..., D]."""
+        """The state of a whole text from that of one token: hidden [..., D] -> [..., D].
+
+        That is an encoder's first token and a decoder's last.
+        """
         if self.pooler is None:
             return hidden
         return (
@@ -73,7 +76,7 @@ class Transformer(nn.Module):
     def head_input(self, hidden: Tensor) -> Tensor:
         """What the head's matrix is applied to: hidden [..., D] -> [..., D].
 
-        With a head of pooled classes, `hidden` are the states of first tokens.
+        With a head of pooled classes, `hidden` are the states of an encoder's first tokens, a decoder's last.
         """
         if self.config.head == "pooled_classes":
             hidden = self.pooled(hidden)

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from hasten.core.batch import IGNORE, SOURCE, Batch
+from hasten.core.batch import IGNORE, SOURCE, TYPES, Batch
 from hasten.core.config import Config
 from hasten.model.transformer import Transformer
 
@@ -52,8 +52,10 @@ class CrossEntropy(Config):
         return batch
 
     def inputs(self, batch: Batch) -> dict[str, Tensor | None]:
-        """Tokens [B, T] with their positions and segments; of pairs also the sources [B, S] with theirs."""
-        read = {name: batch.extra[name] for name in SOURCE if name in batch.extra}
+        """Tokens [B, T] with their positions and segments; of pairs also the sources [B, S] with theirs, and
+        token types where there are some.
+        """
+        read = {name: batch.extra[name] for name in (*SOURCE, TYPES) if name in batch.extra}
         return {"tokens": batch.tokens, "positions": batch.positions, "segments": batch.segments, **read}
 
     def loss(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Cross-entropy over a large vocabulary.  Letters in shapes: N tokens, D model width, V vocabulary."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from hasten.core.batch import IGNORE
 from hasten.ops.kernels.call import usable
@@ -237,8 +239,25 @@ def slices(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 
-def token_log_probs(logits: Head, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target: hidden [..., D], targets [...] -> float32 [...]; 0 where IGNORE."""
-    scores = logits(hidden).float()
-    losses = F.cross_entropy(scores.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return -losses.view(targets.shape)
+def token_log_probs(
+    logits: Head, hidden: Tensor, targets: Tensor, *, chunk_tokens: int | None = None
+) -> Tensor:
+    """Log-probability of each target: hidden [..., D], targets [...] -> float32 [...]; 0 where IGNORE.
+
+    In float64 where the logits are.  With `chunk_tokens`, only that many tokens' logits exist at any time:
+    those that a gradient needs are made again for it (Chen et al. 2016).
+    """
+    states, wanted = hidden.flatten(0, -2), targets.flatten()
+    if chunk_tokens is None or chunk_tokens >= len(wanted):
+        return log_probs_of(logits, states, wanted).view(targets.shape)
+    pieces = zip(states.split(chunk_tokens), wanted.split(chunk_tokens), strict=True)
+    again = partial(checkpoint, log_probs_of, logits, use_reentrant=False, preserve_rng_state=False)
+    scores = [again(*piece) for piece in pieces]
+    return torch.cat(scores).view(targets.shape)
+
+
+def log_probs_of(logits: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """`token_log_probs` of states [N, D] at once."""
+    scores = logits(hidden)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return -F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="none")

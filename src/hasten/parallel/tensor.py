@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import gcd
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,8 +100,10 @@ class Knife:
                 self.choose_keys(module)
             elif kind == "columns" and not (self.few_keys and name.endswith((".key", ".value"))):
                 self.cut_outputs(name, module)
+                self.cut_added(name, module, "columns")
             elif kind == "rows" and isinstance(module, nn.Linear):
                 self.cut_inputs(name, module)
+                self.cut_added(name, module, "rows")
             elif kind == "vocab" and isinstance(module, nn.Embedding):
                 self.cut_table(name, module)
         if self.model.config.head == "vocabulary":
@@ -116,9 +118,13 @@ class Knife:
         """The one head of keys and values that this process's queries ask."""
         config, grid = self.model.config, self.arrangement.grid
         head = grid.place["tensor"] * config.num_kv_heads // grid.degrees["tensor"]
+        start, length = head * config.head_dim, config.head_dim
         for name in ("key", "value"):
             whole = getattr(attention, name)
-            setattr(attention, name, SomeOutputs(whole, head * config.head_dim, config.head_dim))
+            if hasattr(whole, "choose"):
+                whole.choose(start, length)
+            else:
+                setattr(attention, name, SomeOutputs(whole, start, length))
 
     def cut_outputs(self, name: str, module: nn.Module) -> None:
         """Heads of a projection or of a table of biases, or inner numbers of a feed-forward."""
@@ -134,6 +140,15 @@ class Knife:
         linear.in_features = self.cut(f"{name}.weight", 1)
         if self.arrangement.grid.place["tensor"] > 0:
             linear.register_parameter("bias", None)
+
+    def cut_added(self, name: str, module: nn.Module, by: Literal["columns", "rows"]) -> None:
+        """What an adaptation has put beside a matrix, as its `splits` says: along a dimension, or whole."""
+        splits = getattr(module, "splits", None)
+        for key, dim in splits(by).items() if splits else ():
+            if dim is None:
+                self.arrangement.partial.add(f"{name}.{key}")
+            else:
+                self.cut(f"{name}.{key}", dim)
 
     def cut_table(self, name: str, table: nn.Embedding) -> None:
         """Words that tokens are read by."""
@@ -169,7 +184,7 @@ def partly_seen(model: Transformer, sequence: bool) -> set[str]:
     for name, _ in model.named_parameters():
         words = name.split(".")
         by_heads = "query_norm" in words or "key_norm" in words
-        few_keys = isinstance(model.get_submodule(name.rpartition(".")[0]), SomeOutputs)
+        few_keys = getattr(model.get_submodule(name.rpartition(".")[0]), "wanted", None) is not None
         by_tokens = sequence and "layers" in words and not set(BRANCHES) & set(words)
         if by_heads or few_keys or by_tokens:
             found.add(name)

@@ -110,6 +110,72 @@ class Translation(Record):
     examples: list[Translated] = []
 
 
+class ClassScore(Record):
+    """One class: how many of its texts were found, and of those taken for it, how many are right."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    examples: int
+
+
+class Bin(Record):
+    """Texts of which a classifier was about equally sure."""
+
+    low: float
+    high: float
+    examples: int
+    confidence: float | None = None
+    accuracy: float | None = None
+
+
+class Calibration(Record):
+    """Whether a classifier is as often right as it is sure (`evaluate/calibration.py`)."""
+
+    ece: float
+    ece_mass: float
+    brier: float
+    nll: float
+    bins: list[Bin] = []
+
+
+class Tempered(Record):
+    """The same after logits are divided by a temperature."""
+
+    temperature: float
+    fitted_on: int
+    calibration: Calibration
+
+
+class Mistake(Record):
+    """A text that was taken for another class."""
+
+    text: str
+    pair: str | None = None
+    label: str
+    predicted: str
+    confidence: float
+
+
+class Classification(Record):
+    """How well classes of texts were told apart (`evaluate/classify.py`)."""
+
+    split: str
+    examples: int
+    left_out: int = 0
+    accuracy: float
+    interval: tuple[float, float]
+    macro_f1: float
+    majority: float
+    majority_macro_f1: float
+    classes: list[ClassScore]
+    confusion: list[list[int]]
+    calibration: Calibration
+    tempered: Tempered | None = None
+    mistakes: list[Mistake] = []
+
+
 class Evaluation(Record):
     """evaluation.json."""
 
@@ -120,6 +186,7 @@ class Evaluation(Record):
     code: CodeScore | None = None
     masked: MaskedScore | None = None
     translation: Translation | None = None
+    classification: Classification | None = None
     checkpoint: str | None = None
     documents_available: int | None = None
 

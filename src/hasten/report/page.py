@@ -17,9 +17,11 @@ from hasten.core.errors import DataError
 from hasten.core.files import write_text
 from hasten.report import figures
 from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
+from hasten.report.confusion import Confusion, make_confusion
 from hasten.report.curves import AXES, figure_curves, loss_curves
-from hasten.report.files import RunFiles, read_runs
+from hasten.report.files import Classification, RunFiles, read_runs
 from hasten.report.frame import Language, page_environment, render_page, translated
+from hasten.report.reliability import Reliability, make_reliability
 from hasten.report.summary import figures_of, rows
 from hasten.report.words import WORDS
 from hasten.train.times import PARTS
@@ -61,11 +63,14 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
         "troubled": troubled,
         "time_bars": time_bars,
         "masked_bars": masked_bars,
+        "confusion_figure": confusion_figure,
+        "reliability_figure": reliability_figure,
     }
     return render_page(
         environment,
         "page.html",
         language,
+        styles=[folder / "classification.css"],
         scripts=[folder / "script.js"],
         runs=runs,
         names=[run.name for run in runs],
@@ -154,6 +159,17 @@ def masked_bars(run: RunFiles, series: int) -> list[Bar]:
         Bar(run.name, masked.accuracy, masked.accuracy / widest, series),
         *(Bar(name, share, share / widest, None) for name, share in named),
     ]
+
+
+def confusion_figure(found: Classification) -> Confusion:
+    """What a classifier took for what."""
+    return make_confusion([each.name for each in found.classes], found.confusion)
+
+
+def reliability_figure(found: Classification) -> Reliability | None:
+    """Whether a classifier is as often right as it is sure, before and after tempering."""
+    after = found.tempered.calibration.bins if found.tempered else []
+    return make_reliability(found.calibration.bins, after)
 
 
 def time_bars(times: Mapping[str, float]) -> list[Bar]:

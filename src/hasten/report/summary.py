@@ -41,6 +41,8 @@ ROWS: tuple[tuple[str, str, Formatter], ...] = (
     ("both_neighbours_accuracy", "both_neighbours", percent),
     ("bleu", "bleu", lambda score: f"{score:.1f}"),
     ("chrf", "chrf", lambda score: f"{score:.1f}"),
+    ("class_accuracy", "class_accuracy", percent),
+    ("macro_f1", "macro_f1", percent),
     ("parse_rate", "parse_rate", percent),
 )
 """A figure's name, the key of its words, and how it is written."""
@@ -104,6 +106,8 @@ def evaluated(run: RunFiles) -> dict[str, Any]:
         **{f"{name}_accuracy": share for name, share in (masked.baselines if masked else {}).items()},
         "bleu": evaluation.translation.bleu.score if evaluation.translation else None,
         "chrf": evaluation.translation.chrf.score if evaluation.translation else None,
+        "class_accuracy": evaluation.classification.accuracy if evaluation.classification else None,
+        "macro_f1": evaluation.classification.macro_f1 if evaluation.classification else None,
         "parse_rate": code.rate if code else None,
         "lzma_stream": compressed.get("lzma_stream"),
         "lzma_each": compressed.get("lzma_each"),
@@ -124,6 +128,8 @@ PUBLISHED = {
     "both_neighbours_accuracy": "both_neighbours_accuracy",
     "bleu": "bleu",
     "chrf": "chrf",
+    "class_accuracy": "class_accuracy",
+    "macro_f1": "macro_f1",
     "parse_rate": "parse_rate",
     "lzma_bits_per_byte": "lzma_each",
     "lzma_stream_bits_per_byte": "lzma_stream",

@@ -7,9 +7,10 @@ from typing import Protocol
 from hasten.core.errors import HastenError, did_you_mean
 from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
-from hasten.generate.engine import Prepared, check_vocabulary, extend, ready
+from hasten.generate.engine import Prepared, check_vocabulary, check_writes, extend, ready
 from hasten.model.transformer import Decoder
-from hasten.serve.template import Message, conversation_ids
+from hasten.tokenizer.conversation import conversation_ids
+from hasten.tokenizer.template import Message
 from hasten.tokenizer.tokenizer import Tokenizer
 
 Write = Callable[[str], None]
@@ -39,9 +40,10 @@ def chat(
 ) -> None:
     """Talk until `/quit` or the end of the input; `read(prompt)` gives a line, `write` shows text at once.
 
-    `template` is a chat template (see `serve.template.find_template`); without one the model goes on with
+    `template` is a chat template (see `tokenizer.template.find_template`); without one the model goes on with
     what is written.  A mistake in a turn, such as a line longer than the context, is said and taken back.
     """
+    check_writes(model)
     check_vocabulary(model, tokenizer)
     with ready(model, config) as prepared:
         talk = Conversation(prepared, tokenizer, config, template, write)

@@ -17,7 +17,15 @@ from tokenizers import decoders
 
 from hasten.core.errors import DataError
 from hasten.core.files import write_json, write_text
-from hasten.tokenizer.files import FILE, ROLES_FILE, parse, read_ends, read_spellings, read_text
+from hasten.tokenizer.files import (
+    FILE,
+    GENERATION_FILE,
+    ROLES_FILE,
+    parse,
+    read_ends,
+    read_spellings,
+    read_text,
+)
 from hasten.tokenizer.older import rebuilt
 
 # How the tokenizers in use spell each role, most specific first.
@@ -111,8 +119,12 @@ class Tokenizer:
         ids = {"bos_token": self.bos_id, "eos_token": self.eot_id, "pad_token": self.pad_id}
         if self.mask_id is not None:
             ids["mask_token"] = self.mask_id
+        if self.pad_id in self.end_ids and self.role(None, PADDING) is None:
+            del ids["pad_token"]  # who leaves padding out of the loss would leave the end out with it
         roles = {name: self.inner.id_to_token(id) for name, id in ids.items()}
         write_json(folder / ROLES_FILE, {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
+        if len(self.end_ids) > 1:
+            write_json(folder / GENERATION_FILE, {"eos_token_id": sorted(self.end_ids)})
         return folder / FILE
 
     @cached_property

@@ -3,6 +3,7 @@
     step-000500/
         manifest.json                what every other file must be, byte for byte; step, metric, parent
         model.yaml, tokenizer.json   how to build the model, how to spell text
+        adapter.yaml                 which model it stands beside, where only thin pairs were trained
         weights/model.safetensors    its parameters
         state/                       optimizer, random generators, the run's own figures
 
@@ -16,7 +17,7 @@ bit for bit, on any mesh; `load_model` takes just the model, to evaluate it or t
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,9 +42,10 @@ from hasten.parallel.arrangement import Arrangement
 from hasten.train.boxes import index_of
 from hasten.train.crew import Crew
 from hasten.train.held import OPTIMIZER, WEIGHTS, is_spread_out
+from hasten.train.load import load_model
 from hasten.train.optim import Optimizer
 from hasten.train.pieces import FILE, INDEX
-from hasten.train.restore import best, by_metric, checkpoints_in, first_whole, latest, load_model, restore
+from hasten.train.restore import best, by_metric, checkpoints_in, first_whole, latest, restore
 from hasten.train.snapshot import Part, Snapshot, Stage
 
 T = TypeVar("T")
@@ -83,16 +85,19 @@ class Checkpoints:
         tokenizer: Path | None = None,
         metric: float | None = None,
         parent: str | None = None,
+        notes: Mapping[str, str] | None = None,
         wait: bool = False,
     ) -> None:
         """Save a training after `step`; `wait` returns when the checkpoint is on the disk.
 
-        `state` is any JSON that `restore` shall return; of several processes the first one's counts, as does
-        its `metric`, which decides which checkpoint is best: the lowest.  Raises `CheckpointError`, with all
-        earlier checkpoints intact, where the disk has no room.
+        `state` is any JSON that `restore` shall return, `notes` are further files of text by name; of several
+        processes the first one's count, as does its `metric`, which decides which checkpoint is best: the
+        lowest.  Raises `CheckpointError`, with all earlier checkpoints intact, where the disk has no room.
         """
         self.wait()
-        snapshot = Snapshot.take(self.stage, model, optimizer, state, tokenizer, arrangement=self.arrangement)
+        snapshot = Snapshot.take(
+            self.stage, model, optimizer, state, tokenizer, arrangement=self.arrangement, notes=notes
+        )
         note = {"step": step, "metric": metric, "parent": parent}
         self.pending = self.thread.submit(self.write, self.folder / folder_name(step), snapshot, note)
         if wait:

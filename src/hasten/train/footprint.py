@@ -44,6 +44,8 @@ class Workload:
     document_tokens: float | None = None  # mean length of what attends to itself; None: whole rows
     kernels: bool = False
     compiled: bool = False
+    adapter_rank: int | None = None  # of thin pairs beside frozen matrices; None: all is trained
+    matrix_bytes: float = FULL  # of a number in the blocks' matrices as they are kept, where they are frozen
 
     def degree(self, axis: Axis) -> int:
         """Of one axis, 1 where it is not given."""
@@ -194,9 +196,9 @@ def footprint(work: Workload) -> Footprint:
     """The bytes of a step."""
     held = parameters(work)
     shared, stage = work.shards, work.parallel.stage
-    optimizer = 8 * held["all"] - (4 * held["matrices"] if work.optimizer == "muon" else 0)
+    optimizer = 8 * held["trained"] - (4 * held["matrices"] if work.optimizer == "muon" else 0)
     gathered = gathered_bytes(work, held) if shared > 1 else 0.0
-    once = FULL * held["all"]
+    once, kept = FULL * held["trained"], FULL * held["all"] - (FULL - work.matrix_bytes) * held["matrices"]
     layers, made_again = work.layers, work.recomputed
     waiting = in_flight(
         work.parallel.order, work.degree("pipeline"), work.parallel.interleave, 0, work.micro_batches
@@ -207,11 +209,11 @@ def footprint(work: Workload) -> Footprint:
         activations += plain  # of the block on its way back; else those that keep everything are gone by then
     several = work.degree("data") * work.degree("context") > 1 or work.degree("shard") > 1
     return Footprint(
-        weights=once / (shared if stage == 3 else 1),
+        weights=(kept + (once if work.adapter_rank else 0)) / (shared if stage == 3 else 1),
         optimizer=optimizer / shared,
         gradients=once / (shared if stage > 1 else 1),
         gathered=gathered,
-        casts=2.0 * held["matrices"] if work.width == 2 and shared == 1 else 0.0,
+        casts=2.0 * held["matrices"] if work.width == 2 and shared == 1 and not work.adapter_rank else 0.0,
         activations=activations + work.tokens * (2 * work.width * work.model.dim + 16),
         passing=passing(work),
         head=head_bytes(work),
@@ -221,7 +223,7 @@ def footprint(work: Workload) -> Footprint:
 
 
 def parameters(work: Workload) -> dict[str, float]:
-    """Parameters of the fullest process, not yet shared by FSDP: all, those of matrices, the ends'."""
+    """Parameters of the fullest process, not yet shared by FSDP: all, trained, of matrices, the ends'."""
     model, tensor, pipeline = work.model, work.degree("tensor"), work.degree("pipeline")
     layers = model.encoder_layers + model.decoder_layers
     matrices = model.num_matrix_parameters * work.layers / layers / tensor
@@ -231,8 +233,15 @@ def parameters(work: Workload) -> dict[str, float]:
     if pipeline > 1:  # the first stage has the tables, the last the head
         ends = max(ends - model.num_head_parameters, head)
     inside *= work.layers / layers
-    return {"all": matrices + inside + ends / tensor, "matrices": matrices, "ends": ends / tensor,
-            "block": (matrices + inside) / work.layers}  # fmt: skip
+    found = {"all": matrices + inside + ends / tensor, "matrices": matrices, "ends": ends / tensor,
+             "block": (matrices + inside) / work.layers}  # fmt: skip
+    return {**found, "trained": found["all"] if work.adapter_rank is None else pairs(work) / tensor}
+
+
+def pairs(work: Workload) -> float:
+    """Parameters of the thin pairs beside the matrices of the fullest process."""
+    whole = work.model.encoder_layers + work.model.decoder_layers
+    return (work.adapter_rank or 0) * sum(a + b for a, b in work.model.matrix_shapes) * work.layers / whole
 
 
 def gathered_bytes(work: Workload, held: Mapping[str, float]) -> float:

@@ -29,8 +29,13 @@ HeldTensors = dict[str, dict[str, Held]]
 
 
 def weights_of(model: Transformer) -> dict[str, Tensor]:
-    """The model's tensors by name; a tensor that two modules share is there once."""
+    """The model's tensors by name; a tensor that two modules share is there once.
+
+    Of an adapted model, in which some are frozen, those that are trained.
+    """
     live = model.state_dict(keep_vars=True)
+    if any(not tensor.requires_grad for tensor in live.values()):
+        live = {name: tensor for name, tensor in live.items() if tensor.requires_grad}
     names: dict[int, str] = {}
     for name, tensor in live.items():
         names.setdefault(id(tensor), name)

@@ -44,8 +44,9 @@ class Journal:
         if not self.leads:
             return
         self.log.write(step, kind, figures)
-        spelt = {"loss": ".3f", "validation_loss": ".3f", "tokens_per_second": ",.0f", "mfu": ".0%"}
-        words = {"tokens_per_second": "tokens/s", "mfu": "MFU"}
+        spelt = {"loss": ".3f", "validation_loss": ".3f", "validation_accuracy": ".1%"}
+        spelt |= {"tokens_per_second": ",.0f", "mfu": ".0%"}
+        words = {"validation_accuracy": "accuracy", "tokens_per_second": "tokens/s", "mfu": "MFU"}
         for name, spelling in spelt.items():
             if figures.get(name) is not None:
                 self.shown[words.get(name, name)] = format(figures[name], spelling)

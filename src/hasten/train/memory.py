@@ -13,7 +13,7 @@ from hasten.core.errors import ConfigError
 from hasten.model.config import ModelConfig
 from hasten.ops.kernels.library import library
 from hasten.parallel.config import Axis, ParallelConfig, Recompute
-from hasten.train.footprint import Workload, footprint
+from hasten.train.footprint import FULL, Workload, footprint
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.4
 """Of the device's memory: a GPU is the run's own, a CPU's memory is shared with everything else."""
@@ -79,6 +79,8 @@ def choose_micro_rows(
     head_share: float = 1.0,
     degrees: Mapping[Axis, int] | None = None,
     parallel: ParallelConfig | None = None,
+    adapter_rank: int | None = None,
+    matrix_bytes: float = FULL,
 ) -> int:
     """The most rows, a divisor of this replica's `rows`, that fit through the model at once.
 
@@ -100,6 +102,8 @@ def choose_micro_rows(
         head_share=head_share,
         chunk_tokens=chunk_tokens,
         kernels=device.type == "cpu" and library() is not None,
+        adapter_rank=adapter_rank,
+        matrix_bytes=matrix_bytes,
     )
     sizes = micro_batch_sizes(whole, rows, device)
     for mode in ways_to_recompute(parallel):

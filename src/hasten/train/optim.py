@@ -20,7 +20,16 @@ from hasten.model.config import ModelConfig
 from hasten.model.layout import role
 from hasten.parallel.arrangement import Arrangement, local
 from hasten.train.muon import Muon, Place, entire
-from hasten.train.transfer import KINDS, Base, Kind, choose_turns, factors, kind
+from hasten.train.transfer import (
+    ADAPTER_TIMES,
+    FINE_TUNING,
+    KINDS,
+    Base,
+    Kind,
+    choose_turns,
+    factors,
+    kind,
+)
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Decay, Decay]  # of the running mean of the gradient and of its square
@@ -30,7 +39,13 @@ class AdamWConfig(Config):
     """AdamW (Loshchilov and Hutter 2019) on every parameter; weight decay on all but vectors."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat | Literal["auto"] = Field(
+        default=1e-3,
+        description="auto: by the model's width, for a training that begins with a trained model",
+    )
+    adapter_learning_rate: PositiveFloat | None = Field(
+        default=None, description="of the pairs that `adapt` adds; None: ten times learning_rate"
+    )
     embedding_learning_rate: PositiveFloat | None = Field(default=None, description="None: as learning_rate")
     head_learning_rate: PositiveFloat | None = Field(default=None, description="None: as learning_rate")
     vector_learning_rate: PositiveFloat | None = Field(default=None, description="None: as learning_rate")
@@ -44,7 +59,15 @@ class AdamWConfig(Config):
 
     def rate(self, kind: Kind) -> float:
         """The learning rate of a kind of parameter at the base shape, before the schedule."""
-        return getattr(self, f"{kind}_learning_rate", None) or self.learning_rate
+        assert self.learning_rate != "auto", "it is known with the model: see `settled`"
+        default = self.learning_rate * (ADAPTER_TIMES if kind == "adapter" else 1)
+        return getattr(self, f"{kind}_learning_rate", None) or default
+
+    def settled(self, model: ModelConfig) -> "AdamWConfig":
+        """The same with a number for a rate."""
+        if self.learning_rate != "auto":
+            return self
+        return self.model_copy(update={"learning_rate": FINE_TUNING / model.dim})
 
 
 class MuonConfig(Config):
@@ -75,6 +98,10 @@ class MuonConfig(Config):
         """The learning rate of a kind of parameter at the base shape, before the schedule."""
         return float(getattr(self, f"{kind}_learning_rate", self.learning_rate))
 
+    def settled(self, model: ModelConfig) -> "MuonConfig":
+        """The same: its rates are numbers."""
+        return self
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -98,6 +125,7 @@ class Rates:
     @classmethod
     def at(cls, config: AdamWConfig | MuonConfig, model: ModelConfig, batch_tokens: int) -> "Rates":
         """Those for a model of this size and for this batch, over all processes (`train/transfer.py`)."""
+        config = config.settled(model)
         times = factors(config.base, model, batch_tokens, optimizer=config.kind)
         each = {kind: config.rate(kind) * times[kind] for kind in KINDS}
         if isinstance(config, AdamWConfig):

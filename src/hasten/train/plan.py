@@ -15,7 +15,7 @@ from hasten.parallel.grid import Grid
 from hasten.parallel.schedules import program
 from hasten.train.config import TrainConfig
 from hasten.train.engine import choose_compile, choose_precision
-from hasten.train.footprint import Workload, with_recompute
+from hasten.train.footprint import FULL, Workload, with_recompute
 from hasten.train.horizon import Clock, Horizon, Steps
 from hasten.train.memory import choose_micro_rows, choose_recompute
 from hasten.train.metrics import measure_peak
@@ -69,12 +69,15 @@ def make_plan(
     runtime: Runtime,
     *,
     grid: Grid | None = None,
+    adaptation: tuple[int | None, float] = (None, FULL),
 ) -> Plan:
     """Decide what the recipe left open; raises ConfigError or DataError where it cannot work.
 
     Of a step's rows each replica of the `grid` takes a part; by default each process is one.
+    `adaptation` is the rank of pairs that are trained, and the bytes of a number in the frozen matrices.
     """
     grid, row_tokens = grid or Grid.make(runtime), corpus.row_tokens
+    adapter_rank, matrix_bytes = adaptation
     replicas, rows = grid.replicas, config.batch_rows(row_tokens, grid.replicas)
     precision = choose_precision(config.precision, runtime.device)
     micro_rows = config.micro_rows(row_tokens) or choose_micro_rows(
@@ -88,6 +91,8 @@ def make_plan(
         head_share=corpus.head_share,
         degrees=grid.degrees,
         parallel=grid.config,
+        adapter_rank=adapter_rank,
+        matrix_bytes=matrix_bytes,
     )
     corpus.check(rows, micro_rows, replicas)
     micro_batches = rows // replicas // micro_rows
@@ -107,9 +112,14 @@ def make_plan(
         chunk_tokens=logits_at_once(objective, micro_rows * row_tokens, model, runtime.device),
         source_tokens=corpus.source_tokens or None,
         kernels=runtime.device.type == "cpu" and library() is not None,
+        adapter_rank=adapter_rank,
+        matrix_bytes=matrix_bytes,
     )
     horizon = make_horizon(config, rows, corpus.num_rows)
     shape = micro_rows, row_tokens, corpus.source_tokens, round(corpus.head_share * row_tokens)
+    whole = model.flops_per_token(
+        row_tokens, source_tokens=corpus.source_tokens or None, head_share=corpus.head_share
+    )
     return Plan(
         batch_rows=rows,
         row_tokens=row_tokens,
@@ -117,9 +127,8 @@ def make_plan(
         horizon=horizon,
         precision=precision,
         note=note_of(model, shape, precision, runtime.device),
-        flops_per_token=model.flops_per_token(
-            row_tokens, source_tokens=corpus.source_tokens or None, head_share=corpus.head_share
-        ),
+        # Frozen matrices have no gradient of their own: two products are left of three.
+        flops_per_token=whole if adapter_rank is None else whole * 2 // 3,
         source_tokens=corpus.source_tokens,
         work=with_recompute(work, *choose_recompute(work, runtime.device)),
     )

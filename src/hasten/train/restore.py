@@ -1,4 +1,4 @@
-"""Reading checkpoints: which one is whole, a training put back, a model taken out.
+"""Reading checkpoints: which one is whole, a training put back.  `load.py` takes a model out.
 
 No file is read before every byte of it is as the manifest says, and none is ever unpickled.  Whatever mesh
 of processes wrote a checkpoint, any other reads it: each process takes the parts that it holds.
@@ -19,14 +19,12 @@ from hasten.core.console import say
 from hasten.core.errors import CheckpointError
 from hasten.core.files import MANIFEST, changed, damage, read_manifest
 from hasten.model.config import ModelConfig
-from hasten.model.interop import load_hugging_face
-from hasten.model.transformer import Transformer, assemble
+from hasten.model.transformer import Transformer
 from hasten.parallel.arrangement import Arrangement
-from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.held import OPTIMIZER, WEIGHTS, Held, held_here, is_spread_out, place_of, weights_of
+from hasten.train.held import OPTIMIZER, WEIGHTS, Held, held_here, is_spread_out, place_of
 from hasten.train.optim import Optimizer
 from hasten.train.pieces import FILE, INDEX, Layout, Pieces
-from hasten.train.snapshot import MODEL, RANDOM, STATE, TOKENIZER, layout, mark_of, set_random_state
+from hasten.train.snapshot import MODEL, RANDOM, STATE, mark_of, set_random_state
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -153,44 +151,6 @@ def set_generators(
         raise CheckpointError(f"{folder / name}: is no random state ({error})") from None
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer | None]:
-    """The model in `folder`, in evaluation mode, and its tokenizer where there is one.
-
-    `folder` is a run (its best checkpoint, or the latest where none has a metric), a checkpoint, or a
-    model as Hugging Face lays it out (config.json and safetensors).
-    """
-    folder = checkpoint_in(folder)
-    if is_checkpoint(folder):
-        check(folder)
-        model = load_assembled(folder, device)
-    else:
-        model = load_hugging_face(folder).to(device)
-    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).is_file() else None
-    return model.eval(), tokenizer
-
-
-@torch.no_grad()
-def load_assembled(folder: Path, device: torch.device | str) -> Transformer:
-    """The model of a checkpoint, built without drawing weights that would be overwritten.
-
-    Its numbers are float32 whatever their type in the file: an imported model keeps the type it came in.
-    """
-    with torch.device("meta"):
-        model: Transformer = assemble(load(ModelConfig, folder / MODEL))
-    weights = Pieces(folder, WEIGHTS)
-    compare(folder, "weight", widened(weights.layout()), layout(weights_of(model)))
-    model.to_empty(device=device)
-    for name, tensor in weights_of(model).items():
-        tensor.copy_(weights[name])
-    return model
-
-
-def widened(layout: Layout) -> Layout:
-    """The same once numbers of 16 bits are float32."""
-    short = (torch.float16, torch.bfloat16)
-    return {name: (shape, torch.float32 if kind in short else kind) for name, (shape, kind) in layout.items()}
-
-
 def is_checkpoint(folder: Path) -> bool:
     """Whether `folder` was written by `Checkpoints`, even if something of it is gone."""
     return (folder / MODEL).is_file() or (folder / MANIFEST).is_file()
@@ -198,7 +158,9 @@ def is_checkpoint(folder: Path) -> bool:
 
 def checkpoint_in(folder: Path) -> Path:
     """The folder that holds a model: `folder` itself, or the best or latest checkpoint of a run."""
-    if is_checkpoint(folder) or (folder / "config.json").is_file():
+    if is_checkpoint(folder) or any(
+        (folder / name).is_file() for name in ("config.json", "adapter_config.json")
+    ):
         return folder
     for run in (folder / "checkpoints", folder):
         found = best(run) or latest(run)

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hasten.parallel.arrangement import Arrangement
 from hasten.parallel.recompute import recompute
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
+from hasten.train.begin import adaptation_of
 from hasten.train.config import TrainConfig
 from hasten.train.engine import pinned
 from hasten.train.engines import make_engine
@@ -104,7 +105,9 @@ class Run:
         parent: str | None = None,
         started: float | None = None,
         arrangement: Arrangement | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
+        self.notes = notes or {}
         self.arrangement = arrangement or Arrangement.of(model, runtime)
         self.grid = self.arrangement.grid
         self.started = time.monotonic() if started is None else started
@@ -112,7 +115,8 @@ class Run:
         self.folder, self.config, self.runtime, self.model = folder, config, runtime, model
         self.corpus, self.tokenizer, self.parent = corpus, tokenizer, parent
         self.objective = objective
-        self.plan = make_plan(config, model.config, corpus, objective, runtime, grid=self.grid)
+        given = config, model.config, corpus, objective, runtime
+        self.plan = make_plan(*given, grid=self.grid, adaptation=adaptation_of(model))
         recompute(model, self.plan.work.recompute, self.plan.work.recompute_layers)
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
         self.rates = Rates.at(config.optimizer, model.config, self.plan.batch_tokens)
@@ -209,10 +213,14 @@ class Run:
             reserve=self.looks.estimate_all(token_seconds) + self.saves.seconds,
             step_seconds=step_seconds,
         )
-        if self.state.finished == self.plan.horizon.total:
+        if self.state.finished == self.plan.horizon.total or self.no_longer_learns():
             moment = replace(moment, ended=True)
         looks = [] if stop else self.looks.due(moment, token_seconds)
         return Decision(moment, looks, self.saves.due(moment, stop), stop)
+
+    def no_longer_learns(self) -> bool:
+        """Whether validations have not become better for as long as the recipe has patience."""
+        return self.config.patience is not None and self.state.worse >= self.config.patience
 
     def elapsed(self) -> float:
         """Seconds of the run, those before a resume included."""
@@ -342,9 +350,15 @@ class Run:
             optimizer=self.optimizer,
             state=self.state_to_save(),
             tokenizer=self.tokenizer,
-            metric=self.state.validation.get("validation_loss") if VALIDATION in decision.looks else None,
+            metric=self.metric() if VALIDATION in decision.looks else None,
             parent=self.parent,
+            notes=self.notes,
         )
+
+    def metric(self) -> float | None:
+        """What of the last validation the best checkpoint has least of: loss, or wrong guesses."""
+        figure = self.state.validation.get(self.config.metric)
+        return 1 - figure if figure is not None and self.config.metric == "validation_accuracy" else figure
 
     def state_to_save(self) -> dict[str, Any]:
         """Where the run stands, as `load` wants it."""
@@ -358,6 +372,7 @@ class Run:
         figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
         if name == VALIDATION:
             self.state.validation = dict(figures)
+            self.state.judge(self.metric())
         if figures:
             self.journal.write(moment.step, name, {**figures, **self.place()})
 

@@ -21,11 +21,12 @@ from hasten.core.console import say
 from hasten.core.files import Record, vouched, write_json, write_text
 from hasten.model.transformer import Transformer
 from hasten.parallel.arrangement import Arrangement, Piece
+from hasten.tokenizer.files import GENERATION_FILE, ROLES_FILE
 from hasten.train.held import OPTIMIZER, WEIGHTS, held_here, is_spread_out, place_of, spoken_for
 from hasten.train.optim import Optimizer
 from hasten.train.pieces import FILE, Layout, starts_of
 
-MODEL, TOKENIZER = "model.yaml", "tokenizer.json"
+MODEL, TOKENIZER, ADAPTER = "model.yaml", "tokenizer.json", "adapter.yaml"
 STATE, RANDOM = "state/state.json", "state/random"
 
 
@@ -89,6 +90,7 @@ class Snapshot:
     random_numbers: dict[str, Any]
     tokenizer: Path | None
     leads: bool = True
+    notes: Mapping[str, str] = field(default_factory=dict)  # further files of text by name
 
     @classmethod
     def take(
@@ -100,6 +102,7 @@ class Snapshot:
         tokenizer: Path | None,
         *,
         arrangement: Arrangement | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> "Snapshot":
         """Copy a training as it is now into `stage`; returns when the live tensors may change again."""
         generators, numbers = random_state()
@@ -112,8 +115,8 @@ class Snapshot:
         pieces = {file: {name: it.piece for name, it in group.items()} for file, group in held.items()}
         # Through JSON and back: what the caller changes later is no part of the snapshot.
         kept = json.loads(json.dumps({"state": state, "numbers": numbers}))
-        config = dump(model.config)
-        return cls(stage.copy(live), pieces, mark, config, kept["state"], kept["numbers"], tokenizer, leads)
+        what = dump(model.config), kept["state"], kept["numbers"], tokenizer, leads, notes or {}
+        return cls(stage.copy(live), pieces, mark, *what)
 
     def write(self, folder: Path) -> None:
         """Lay the snapshot down in a folder that holds nothing yet, or what other processes lay there."""
@@ -131,9 +134,14 @@ class Snapshot:
         """What there is once, however many write."""
         write_text(folder / MODEL, self.model)
         write_json(folder / STATE, self.state)
+        for name, text in self.notes.items():
+            write_text(folder / name, text)
         if self.tokenizer is not None:
             source = self.tokenizer / TOKENIZER if self.tokenizer.is_dir() else self.tokenizer
             shutil.copyfile(source, folder / TOKENIZER)
+            for name in (ROLES_FILE, GENERATION_FILE):  # which of its tokens begin and end a text
+                if source.with_name(name).is_file() and name not in self.notes:
+                    shutil.copyfile(source.with_name(name), folder / name)
 
     def group(self, file: str) -> dict[str, Tensor]:
         """The tensors of one file, by name."""

@@ -18,9 +18,14 @@ from hasten.model.config import ModelConfig
 from hasten.model.layout import role
 from hasten.ops.orthogonalize import flops
 
-Kind = Literal["matrix", "output", "embedding", "head", "vector"]
-KINDS: tuple[Kind, ...] = ("matrix", "output", "embedding", "head", "vector")
+Kind = Literal["matrix", "output", "embedding", "head", "vector", "adapter"]
+KINDS: tuple[Kind, ...] = ("matrix", "output", "embedding", "head", "vector", "adapter")
 OUTPUTS = ("out", "down")
+FINE_TUNING = 0.04
+"""Rate times width of a training that begins with a trained model: 5e-5 at 768, 1e-5 at 4,096, as published
+recipes have it."""
+ADAPTER_TIMES = 10.0
+"""What thin pairs want of the rate that is right for whole matrices (Schulman et al. 2025)."""
 
 ADAM_WIDTH: Mapping[Kind, float] = {"matrix": -1, "output": -1, "head": -1}
 MUON_WIDTH: Mapping[Kind, float] = {"head": -1}
@@ -41,7 +46,9 @@ class Base(Config):
 
 
 def kind(name: str) -> Kind:
-    """What a parameter is to these rules: its role, with the matrices that end a branch apart."""
+    """What a parameter is to these rules: its role, with pairs and the matrices that end a branch apart."""
+    if name.rpartition(".")[2].startswith("lora_"):
+        return "adapter"
     if role(name) == "matrix" and name.split(".")[-2] in OUTPUTS:
         return "output"
     return role(name)

@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
+from hasten.objective.spans import ENDS
 from hasten.parallel.grid import Grid
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.engine import Engine
@@ -37,9 +38,9 @@ class Validation:
             corpus.sweep(micro_rows, rows=rows, rank=grid.replica, world_size=grid.replicas)
         )
         self.num_tokens = min(rows, corpus.num_rows) * corpus.row_tokens
-        self.masked = any("scored" in batch.extra for batch in self.batches)
-        # An encoder predicts some tokens and sees the others: its loss is no length of the text.
-        by_bytes = tokenizer is not None and tokenizer.is_byte_level and not self.masked
+        self.guesses = any({"scored", *ENDS} & batch.extra.keys() for batch in self.batches)
+        # Where some tokens are predicted and the others seen, the loss is no length of the text.
+        by_bytes = tokenizer is not None and tokenizer.is_byte_level and not self.guesses
         self.num_bytes = None
         if tokenizer and by_bytes:
             self.num_bytes = self.total(count_bytes(self.batches, tokenizer) * grid.speaks_for_rows)
@@ -54,12 +55,13 @@ class Validation:
     def __call__(self, engine: Engine) -> dict[str, float]:
         """`validation_loss` in nats per target, its exponential, how many targets.
 
-        `bits_per_byte` where the bytes of all targets are known, `validation_accuracy` of masked tokens.
+        `bits_per_byte` where the bytes of all targets are known, `validation_accuracy` of masked tokens, of
+        classes, answers or preferences.
         """
         loss, count, correct = self.total(torch.stack(engine.measure(self.batches)))
         figures = {"validation_loss": loss / count, "validation_targets": int(count)}
         figures["validation_perplexity"] = exp(min(loss / count, 700.0))  # e^700 is about the largest float
-        if self.masked:
+        if self.guesses:
             figures["validation_accuracy"] = correct / count
         if self.num_bytes is not None:
             figures["bits_per_byte"] = loss / log(2) / self.num_bytes[0]

@@ -284,5 +284,7 @@ def tied_head(config: ModelConfig, embedding: str, head: str = "lm_head.weight")
 
 
 def head_source(config: ModelConfig, head: str = "lm_head.weight") -> dict[str, Source]:
-    """`Family.sources` of a head of its own."""
+    """`Family.sources` of a head of its own, of words or of classes."""
+    if config.head == "pooled_classes":
+        return {"head.weight": Source("score.weight", bare=True)}
     return {} if config.tied else {"head.weight": Source(head, bare=True)}

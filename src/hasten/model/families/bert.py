@@ -1,17 +1,25 @@
-"""BERT (Devlin et al. 2019): the trunk with or without pooler, masked words, classes of texts or tokens."""
+"""BERT (Devlin et al. 2019): the trunk with or without pooler, masked words, classes, answers in a text."""
 
 from typing import Any
 
-from hasten.core.console import say
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import MOST_LAYERS, PLAIN, Family, Fields, Source, name_of, tied_head
+from hasten.model.families.classes import (
+    SPANS,
+    finds_spans,
+    head_word,
+    read_classes,
+    read_spans,
+    write_classes,
+)
 
 CLASSES = {
     "BertModel": "none",
     "BertForMaskedLM": "vocabulary",
     "BertForSequenceClassification": "pooled_classes",
     "BertForTokenClassification": "token_classes",
+    "BertForQuestionAnswering": SPANS,
 }
 MODULES = {
     "attention.query": "attention.self.query",
@@ -83,30 +91,24 @@ def read_head(fields: Fields, head: str, pooled: str) -> dict[str, Any]:
         return {"head": head, "pooler": "tanh" if pooled in fields.tensors else None}
     if head == "vocabulary":
         return {"head": head, "tied": tied, "head_transform": True, "head_bias": True}
-    pooler = "tanh" if head == "pooled_classes" else None
-    return {"head": head, "pooler": pooler, "head_bias": True, "num_classes": read_classes(fields)}
+    return read_class_head(fields, head, pooler="tanh")
 
 
-def read_classes(fields: Fields) -> int:
-    """How many classes a head tells apart; their names are no part of a model of ours, and that is said."""
-    names = fields.take("id2label", class_names(2))
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{fields.where}: id2label should be a mapping of classes to their names")
-    fields.require("num_labels", len(names))
-    if [*names.values()] != [*class_names(len(names)).values()]:
-        told = ", ".join(f"{number} {name!r}" for number, name in names.items())
-        say(f"{fields.where}: classes go by number here; write their names down: {told[:400]}")
-    return len(names)
-
-
-def class_names(count: int) -> dict[int, str]:
-    """What transformers calls classes that have no names."""
-    return {number: f"LABEL_{number}" for number in range(count)}
+def read_class_head(fields: Fields, head: str, pooler: str) -> dict[str, Any]:
+    """The keys of a head of classes, behind a `pooler` where it is whole texts that have one."""
+    if head == SPANS:
+        return {"head": "token_classes", "head_bias": True, **read_spans(fields)}
+    pooled = pooler if head == "pooled_classes" else None
+    return {"head": head, "pooler": pooled, "head_bias": True, **read_classes(fields)}
 
 
 def write_bert(config: ModelConfig) -> dict[str, Any]:
     """The fields of a BERT of this shape."""
-    return {"model_type": "bert", "architectures": [name_of(config.head, CLASSES)], **write_trunk(config)}
+    return {
+        "model_type": "bert",
+        "architectures": [name_of(head_word(config), CLASSES)],
+        **write_trunk(config),
+    }
 
 
 def write_trunk(config: ModelConfig) -> dict[str, Any]:
@@ -124,12 +126,6 @@ def write_trunk(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied or config.head != "vocabulary",
         **write_classes(config),
     }
-
-
-def write_classes(config: ModelConfig) -> dict[str, Any]:
-    """The names of the classes, which are numbers, both ways."""
-    names = class_names(config.num_classes or 0)
-    return {"id2label": names, "label2id": {name: i for i, name in names.items()}} if names else {}
 
 
 def bert_sources(config: ModelConfig) -> dict[str, Source]:
@@ -166,9 +162,10 @@ def class_sources(config: ModelConfig, classifier: str = "classifier") -> dict[s
     """The sources of a head of classes, none where there is no such head."""
     if config.head == "none":
         return {}
+    name = "qa_outputs" if finds_spans(config) else classifier
     return {
-        "head.weight": Source(f"{classifier}.weight", bare=True),
-        "head_bias": Source(f"{classifier}.bias", bare=True),
+        "head.weight": Source(f"{name}.weight", bare=True),
+        "head_bias": Source(f"{name}.bias", bare=True),
     }
 
 

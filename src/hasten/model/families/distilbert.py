@@ -4,13 +4,15 @@ from typing import Any
 
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import MOST_LAYERS, PLAIN, Family, Fields, Source, name_of, tied_head
-from hasten.model.families.bert import AS_IN_2019, class_sources, linear, read_classes, write_classes
+from hasten.model.families.bert import AS_IN_2019, class_sources, linear, read_class_head
+from hasten.model.families.classes import SPANS, head_word, write_classes
 
 CLASSES = {
     "DistilBertModel": "none",
     "DistilBertForMaskedLM": "vocabulary",
     "DistilBertForSequenceClassification": "pooled_classes",
     "DistilBertForTokenClassification": "token_classes",
+    "DistilBertForQuestionAnswering": SPANS,
 }
 MODULES = {
     "attention.query": "attention.q_lin",
@@ -56,15 +58,14 @@ def read_head(fields: Fields, head: str) -> dict[str, Any]:
         return {"head": head}
     if head == "vocabulary":
         return {"head": head, "tied": tied, "head_transform": True, "head_bias": True}
-    pooler = "relu" if head == "pooled_classes" else None
-    return {"head": head, "pooler": pooler, "head_bias": True, "num_classes": read_classes(fields)}
+    return read_class_head(fields, head, pooler="relu")
 
 
 def write_distilbert(config: ModelConfig) -> dict[str, Any]:
     """The fields of a DistilBERT of this shape."""
     return {
         "model_type": "distilbert",
-        "architectures": [name_of(config.head, CLASSES)],
+        "architectures": [name_of(head_word(config), CLASSES)],
         "vocab_size": config.vocabulary,
         "dim": config.dim,
         "n_layers": config.num_layers,

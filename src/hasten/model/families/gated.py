@@ -16,6 +16,7 @@ from hasten.model.families.base import (
     name_of,
     shown,
 )
+from hasten.model.families.classes import DecoderClasses, write_decoder_head
 from hasten.model.families.rope import read_rope, write_rope
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -88,11 +89,11 @@ def layer_types(config: ModelConfig) -> list[str]:
     return [FULL if config.window_of(i) is None else SLIDING for i in range(config.num_layers)]
 
 
-def write_gated(config: ModelConfig, model_type: str, architecture: str) -> dict[str, Any]:
+def write_gated(config: ModelConfig, model_type: str, classes: DecoderClasses) -> dict[str, Any]:
     """The fields that all of these share."""
     return {
         "model_type": model_type,
-        "architectures": [architecture],
+        **write_decoder_head(config, classes),
         "vocab_size": config.vocabulary,
         "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers,

@@ -8,6 +8,7 @@ from typing import Any
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import GATED, Family, Fields, name_of, shown, tied_head
+from hasten.model.families.classes import DecoderClasses, read_decoder_head
 from hasten.model.families.gated import (
     FULL,
     MODULES,
@@ -22,6 +23,9 @@ from hasten.model.families.gated import (
 from hasten.model.families.mistral import read_window
 from hasten.model.families.rope import mapping, merged, read_rope_parameters, write_scaling
 
+GEMMA_CLASSES = ("GemmaForCausalLM", "GemmaForSequenceClassification")
+GEMMA2_CLASSES = ("Gemma2ForCausalLM", "Gemma2ForSequenceClassification")
+GEMMA3_CLASSES = ("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification")
 GEMMA_ACTIVATIONS = {**GATED, "gelu": "geglu_tanh"}
 """The first Gemma's files say "gelu" where they mean its tanh approximation."""
 SANDWICH = {
@@ -54,16 +58,16 @@ def read_shared(fields: Fields, act: str, kv_heads: int) -> dict[str, Any]:
 
 def read_gemma(fields: Fields) -> dict[str, Any]:
     """The shape of a first Gemma."""
-    fields.architecture({"GemmaForCausalLM": None})
+    head = read_decoder_head(fields, GEMMA_CLASSES)
     fields.require("hidden_activation", "gelu_pytorch_tanh")
     if fields.values.get("hidden_act") in (None, "gelu"):
         fields.values["hidden_act"] = "gelu_pytorch_tanh"
-    return {**read_shared(fields, "hidden_act", 16), **read_turning(fields)}
+    return {**read_shared(fields, "hidden_act", 16), **read_turning(fields), **head}
 
 
 def read_gemma2(fields: Fields) -> dict[str, Any]:
     """The shape of a Gemma 2: every second layer sees a window, scores and logits are capped."""
-    fields.architecture({"Gemma2ForCausalLM": None})
+    head = read_decoder_head(fields, GEMMA2_CLASSES)
     shape = read_shared(fields, "hidden_activation", 4)
     window = read_window(fields, 4096)
     kinds = [FULL if i % 2 else SLIDING for i in range(shape["num_layers"])]
@@ -75,12 +79,13 @@ def read_gemma2(fields: Fields) -> dict[str, Any]:
         "norm_place": "both",
         "logit_soft_cap": read_cap(fields, "final_logit_softcapping", 30.0),
         "attention_soft_cap": read_cap(fields, "attn_logit_softcapping", 50.0),
+        **head,
     }
 
 
 def read_gemma3(fields: Fields) -> dict[str, Any]:
     """The shape of a Gemma 3: five layers with a window to one without, each kind with its own turning."""
-    fields.architecture({"Gemma3ForCausalLM": None})
+    head = read_decoder_head(fields, GEMMA3_CLASSES)
     shape = read_shared(fields, "hidden_activation", 4)
     fields.require("attn_logit_softcapping", None)
     window = read_window(fields, 4096)
@@ -95,6 +100,7 @@ def read_gemma3(fields: Fields) -> dict[str, Any]:
         "norm_place": "both",
         "qk_norm": True,
         "logit_soft_cap": read_cap(fields, "final_logit_softcapping", None),
+        **head,
     }
 
 
@@ -138,15 +144,15 @@ def read_two_ropes(fields: Fields, windowed: bool) -> dict[str, Any]:
 def write_gemma(config: ModelConfig) -> dict[str, Any]:
     """The fields of a first Gemma of this shape."""
     return {
-        **write_gated(config, "gemma", "GemmaForCausalLM"),
+        **write_gated(config, "gemma", GEMMA_CLASSES),
         "hidden_act": name_of(config.activation, GEMMA_ACTIVATIONS),
         "attention_bias": config.attention_bias,
     }
 
 
-def write_sandwich(config: ModelConfig, model_type: str, architecture: str) -> dict[str, Any]:
+def write_sandwich(config: ModelConfig, model_type: str, classes: DecoderClasses) -> dict[str, Any]:
     """What Gemma 2 and 3 have in common."""
-    fields = write_gated(config, model_type, architecture)
+    fields = write_gated(config, model_type, classes)
     activation, scale = fields.pop("hidden_act"), config.attention_scale
     return {
         **fields,
@@ -167,12 +173,12 @@ def whole(number: float) -> int | float:
 
 def write_gemma2(config: ModelConfig) -> dict[str, Any]:
     """The fields of a Gemma 2 of this shape."""
-    return write_sandwich(config, "gemma2", "Gemma2ForCausalLM")
+    return write_sandwich(config, "gemma2", GEMMA2_CLASSES)
 
 
 def write_gemma3(config: ModelConfig) -> dict[str, Any]:
     """The fields of a Gemma 3 of this shape."""
-    fields = write_sandwich(config, "gemma3_text", "Gemma3ForCausalLM")
+    fields = write_sandwich(config, "gemma3_text", GEMMA3_CLASSES)
     local = config.local_rope_theta or config.rope_theta
     for name in ("rope_theta", "rope_scaling"):
         del fields[name]

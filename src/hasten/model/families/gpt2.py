@@ -13,7 +13,9 @@ from hasten.model.families.base import (
     name_of,
     tied_head,
 )
+from hasten.model.families.classes import read_decoder_head, write_decoder_head
 
+CLASSES = ("GPT2LMHeadModel", "GPT2ForSequenceClassification")
 SUMMARY = ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")
 """Settings of a head that no language model has."""
 
@@ -24,7 +26,9 @@ def read_gpt2(fields: Fields) -> dict[str, Any]:
     for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
         fields.require(name, False)
     fields.skip("n_ctx", *(f"summary_{name}" for name in SUMMARY))
-    fields.architecture({"GPT2LMHeadModel": None, "GPT2Model": None})
+    if fields.values.get("architectures") == ["GPT2Model"]:
+        fields.values["architectures"] = None  # the first files: their head is the embedding
+    head = read_decoder_head(fields, CLASSES)
     return {
         "vocab_size": fields.count("vocab_size"),
         "dim": fields.count("n_embd"),
@@ -41,6 +45,7 @@ def read_gpt2(fields: Fields) -> dict[str, Any]:
         "out_bias": True,
         "ffn_bias": True,
         "init_std": 0.02,
+        **head,
     }
 
 
@@ -48,7 +53,7 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
     """The fields of a GPT-2 of this shape."""
     return {
         "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
+        **write_decoder_head(config, CLASSES),
         "vocab_size": config.vocabulary,
         "n_embd": config.dim,
         "n_layer": config.num_layers,

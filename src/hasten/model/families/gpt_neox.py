@@ -14,8 +14,10 @@ from hasten.model.families.base import (
     name_of,
     tied_head,
 )
+from hasten.model.families.classes import read_decoder_head, write_decoder_head
 from hasten.model.families.rope import read_rope, write_rope
 
+CLASSES = ("GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification")
 MODULES = {
     "attention_norm": "input_layernorm",
     "attention.out": "attention.dense",
@@ -31,7 +33,7 @@ HEAD = "embed_out.weight"
 
 def read_gpt_neox(fields: Fields) -> dict[str, Any]:
     """The shape of a GPT-NeoX: a quarter of each head turns, both halves of a block read the same."""
-    fields.architecture({"GPTNeoXForCausalLM": None})
+    head = read_decoder_head(fields, CLASSES)
     fields.skip("is_decoder", "classifier_dropout")
     dim, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     if dim % heads:
@@ -56,6 +58,7 @@ def read_gpt_neox(fields: Fields) -> dict[str, Any]:
         "out_bias": bias,
         "ffn_bias": True,
         "init_std": 0.02,
+        **head,
     }
 
 
@@ -78,7 +81,7 @@ def write_gpt_neox(config: ModelConfig) -> dict[str, Any]:
     rope = write_rope(config)
     return {
         "model_type": "gpt_neox",
-        "architectures": ["GPTNeoXForCausalLM"],
+        **write_decoder_head(config, CLASSES),
         "vocab_size": config.vocabulary,
         "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers,

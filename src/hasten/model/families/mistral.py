@@ -5,17 +5,21 @@ from typing import Any
 from hasten.core.errors import CheckpointError
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import Family, Fields, shown, tied_head
+from hasten.model.families.classes import read_decoder_head
 from hasten.model.families.gated import gated_sources, read_gated, read_turning, write_gated
+
+CLASSES = ("MistralForCausalLM", "MistralForSequenceClassification")
 
 
 def read_mistral(fields: Fields) -> dict[str, Any]:
     """The shape of a Mistral; without `num_key_value_heads` it has 8, without `sliding_window` 4,096."""
-    fields.architecture({"MistralForCausalLM": None})
+    head = read_decoder_head(fields, CLASSES)
     fields.values.setdefault("num_key_value_heads", 8)
     return {
         **read_gated(fields),
         **read_turning(fields),
         "sliding_window": read_window(fields, 4096),
+        **head,
     }
 
 
@@ -32,7 +36,7 @@ def read_window(fields: Fields, default: int | None) -> int | None:
 def write_mistral(config: ModelConfig) -> dict[str, Any]:
     """The fields of a Mistral of this shape."""
     return {
-        **write_gated(config, "mistral", "MistralForCausalLM"),
+        **write_gated(config, "mistral", CLASSES),
         "sliding_window": config.sliding_window,
     }
 

@@ -13,7 +13,9 @@ from hasten.model.families.base import (
     name_of,
     tied_head,
 )
+from hasten.model.families.classes import read_decoder_head, write_decoder_head
 
+CLASSES = ("OPTForCausalLM", "OPTForSequenceClassification")
 MODULES = {
     "attention_norm": "self_attn_layer_norm",
     "attention.query": "self_attn.q_proj",
@@ -29,7 +31,7 @@ MODULES = {
 
 def read_opt(fields: Fields) -> dict[str, Any]:
     """The shape of an OPT; its table of positions begins with two rows that none uses."""
-    fields.architecture({"OPTForCausalLM": None})
+    head = read_decoder_head(fields, CLASSES)
     dim = fields.count("hidden_size")
     fields.require("word_embed_proj_dim", dim)
     fields.require("layer_norm_elementwise_affine", True)
@@ -55,6 +57,7 @@ def read_opt(fields: Fields) -> dict[str, Any]:
         "norm": "layer",
         "norm_eps": 1e-5,
         "init_std": 0.006,
+        **head,
     }
 
 
@@ -62,7 +65,7 @@ def write_opt(config: ModelConfig) -> dict[str, Any]:
     """The fields of an OPT of this shape."""
     return {
         "model_type": "opt",
-        "architectures": ["OPTForCausalLM"],
+        **write_decoder_head(config, CLASSES),
         "vocab_size": config.vocabulary,
         "hidden_size": config.dim,
         "word_embed_proj_dim": config.dim,

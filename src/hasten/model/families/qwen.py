@@ -4,6 +4,7 @@ from typing import Any
 
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import Family, Fields, tied_head
+from hasten.model.families.classes import read_decoder_head
 from hasten.model.families.gated import (
     FULL,
     SLIDING,
@@ -16,26 +17,29 @@ from hasten.model.families.gated import (
 )
 from hasten.model.families.mistral import read_window
 
+QWEN2_CLASSES = ("Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
+QWEN3_CLASSES = ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification")
+
 
 def read_qwen2(fields: Fields) -> dict[str, Any]:
     """The shape of a Qwen 2: biases on queries, keys and values alone."""
-    fields.architecture({"Qwen2ForCausalLM": None})
+    head = read_decoder_head(fields, QWEN2_CLASSES)
     fields.values.setdefault("num_key_value_heads", 32)
     shape = read_gated(fields)
     windows = read_qwen_windows(fields, shape["num_layers"])
-    return {**shape, **read_turning(fields), **windows, "attention_bias": True}
+    return {**shape, **read_turning(fields), **windows, "attention_bias": True, **head}
 
 
 def read_qwen3(fields: Fields) -> dict[str, Any]:
     """The shape of a Qwen 3: queries and keys normalised, heads of 128 where the file doesn't say."""
-    fields.architecture({"Qwen3ForCausalLM": None})
+    head = read_decoder_head(fields, QWEN3_CLASSES)
     fields.values.setdefault("num_key_value_heads", 32)
     fields.values.setdefault("head_dim", 128)
     shape = read_gated(fields)
     windows = read_qwen_windows(fields, shape["num_layers"])
     bias = fields.flag("attention_bias", False)
     biases = {"attention_bias": bias, "out_bias": bias}
-    return {**shape, **read_turning(fields), **windows, **biases, "qk_norm": True}
+    return {**shape, **read_turning(fields), **windows, **biases, "qk_norm": True, **head}
 
 
 def read_qwen_windows(fields: Fields, num_layers: int) -> dict[str, Any]:
@@ -53,13 +57,13 @@ def read_qwen_windows(fields: Fields, num_layers: int) -> dict[str, Any]:
 
 def write_qwen2(config: ModelConfig) -> dict[str, Any]:
     """The fields of a Qwen 2 of this shape."""
-    return {**write_gated(config, "qwen2", "Qwen2ForCausalLM"), **write_qwen_windows(config)}
+    return {**write_gated(config, "qwen2", QWEN2_CLASSES), **write_qwen_windows(config)}
 
 
 def write_qwen3(config: ModelConfig) -> dict[str, Any]:
     """The fields of a Qwen 3 of this shape."""
     return {
-        **write_gated(config, "qwen3", "Qwen3ForCausalLM"),
+        **write_gated(config, "qwen3", QWEN3_CLASSES),
         **write_qwen_windows(config),
         "attention_bias": config.attention_bias,
     }

@@ -15,12 +15,14 @@ from hasten.model.families.bert import (
     vocabulary_sources,
     write_trunk,
 )
+from hasten.model.families.classes import SPANS, head_word
 
 CLASSES = {
     "RobertaModel": "none",
     "RobertaForMaskedLM": "vocabulary",
     "RobertaForSequenceClassification": "pooled_classes",
     "RobertaForTokenClassification": "token_classes",
+    "RobertaForQuestionAnswering": SPANS,
 }
 MASKED = "lm_head."
 
@@ -50,7 +52,7 @@ def write_roberta(config: ModelConfig) -> dict[str, Any]:
     """The fields of a RoBERTa of this shape."""
     return {
         "model_type": "roberta",
-        "architectures": [name_of(config.head, CLASSES)],
+        "architectures": [name_of(head_word(config), CLASSES)],
         **write_trunk(config),
         "max_position_embeddings": config.max_positions + config.position_offset,
         "pad_token_id": config.position_offset - 1,

@@ -1,0 +1,203 @@
+"""Texts with labels: a text, or two, and the one class that it belongs to.
+
+The label is the one target, at the place that a head of classes looks at: an encoder's first token, a
+decoder's last one, as `transformers`' ...ForSequenceClassification reads them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hasten.core.batch import IGNORE
+from hasten.core.config import shorten
+from hasten.core.errors import ConfigError, DataError, did_you_mean
+from hasten.data.tasks.columns import column, text_in
+from hasten.data.tasks.frame import frame_of
+from hasten.data.tasks.protocol import Example, Record, RowError, Setting, TaskConfig, TooLong, Unit
+from hasten.tokenizer.tokenizer import Tokenizer
+
+TOO_LONG, NO_TOKEN = "too long", "no token"
+FEW_LABELS = 20
+"""So many different labels are never too many; more than half as many as rows are no classes."""
+NAMES = 10
+"""Names of labels that a message shows."""
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class LabelledConfig(TaskConfig):
+    """Classification: `text_field` is read, `label_field` is to be said."""
+
+    kind: Literal["labelled"] = "labelled"
+    text_field: str = Field("text", description="the column with the text")
+    pair_field: str | None = Field(
+        None, description="a second text, read behind the first: a premise and its hypothesis, two questions"
+    )
+    label_field: str = Field("label", description="names, whole numbers, or true and false")
+    labels: tuple[Name, ...] | None = Field(
+        None,
+        description="the classes in order; a label that is a number and none of these names counts into this"
+        " list from 0, as a hub's ClassLabel does; null: the sorted names in the training rows",
+    )
+    too_long: TooLong = Field(
+        "error",
+        description="texts longer than a row: an error, left out, or cut at the end, of two the longer first",
+    )
+
+    @model_validator(mode="after")
+    def check(self) -> "LabelledConfig":
+        """Refuse lists of labels that tell nothing apart."""
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            twice = next(name for name, count in Counter(self.labels).items() if count > 1)
+            raise ValueError(f"labels has '{twice}' twice; name each class once")
+        if self.labels is not None and len(self.labels) < 2:
+            raise ValueError("labels needs two names or more; with one there is nothing to tell apart")
+        return self
+
+    def record(self, row: Mapping[str, Any]) -> Record:
+        """`text`, `pair` where there are two, and the name of the `label`."""
+        fields = {"text": self.text_field, "pair": self.pair_field}
+        texts = {name: text_in(row, field) for name, field in fields.items() if field is not None}
+        return {**texts, "label": self.name(column(row, self.label_field))}
+
+    def name(self, label: Any) -> str:
+        """The name of a label: of a number, what `labels` has there."""
+        if isinstance(label, str) and label:
+            return label
+        if isinstance(label, bool):
+            return "true" if label else "false"
+        if not isinstance(label, int):
+            raise RowError(
+                f"should have a name, a whole number, true or false in the column '{self.label_field}', got"
+                f" {shorten(label)}"
+            )
+        if self.labels is None or str(label) in self.labels:
+            return str(label)
+        if not 0 <= label < len(self.labels):
+            raise RowError(
+                f"has the label {label}, and the {len(self.labels)} labels are counted from 0 to"
+                f" {len(self.labels) - 1}; mend it, or write the numbers themselves into data.task.labels"
+            )
+        return self.labels[label]
+
+    def key(self, record: Record) -> str:
+        """The texts: one that comes twice, with whatever labels, stays on one side of a split."""
+        return "\x1e".join(self.texts(record))
+
+    def texts(self, record: Record) -> list[str]:
+        """The text or the two texts."""
+        return [record[name] for name in ("text", "pair") if name in record]
+
+    def survey(self, records: Iterable[Record]) -> dict[str, Any]:
+        """`labels`, the names of the classes in order; DataError where they cannot be classes."""
+        counts = Counter(record["label"] for record in records)
+        if self.labels is not None:
+            for name in counts:
+                check_known(name, self.labels)
+            return {"labels": list(self.labels)}
+        total, field = counts.total(), self.label_field
+        if len(counts) < 2:
+            found = f"the one label '{next(iter(counts))}'" if counts else "no rows"
+            raise DataError(f"training has {found}, which leaves nothing to tell apart; look at data.sources")
+        if len(counts) > max(FEW_LABELS, total / 2):
+            raise DataError(
+                f"the column '{field}' has {len(counts):,} different values in {total:,} training rows, too"
+                " many to be classes; name another column as data.task.label_field, or write data.task.labels"
+            )
+        return {"labels": sorted(counts, key=order(counts))}
+
+    def open(self, setting: Setting) -> "LabelledEncoding":
+        """The task with a tokenizer, for encoders and decoders."""
+        return LabelledEncoding(self, setting)
+
+
+def order(names: Iterable[str]) -> Any:
+    """By what names are sorted: as numbers where all are, else as text."""
+    return int if all(name.removeprefix("-").isdecimal() for name in names) else str
+
+
+def check_known(name: str, labels: Sequence[str]) -> None:
+    """Refuse a label that is none of `labels`."""
+    if name not in labels:
+        near, some = did_you_mean(name, labels), ", ".join(map(repr, labels[:NAMES]))
+        more = f" and {len(labels) - NAMES:,} more" if len(labels) > NAMES else ""
+        raise DataError(
+            f"the label {name[:100]!r} is none of the {len(labels):,} classes ({some}{more}).{near} Mend the"
+            " rows with it, or name every class in data.task.labels"
+        )
+
+
+class LabelledEncoding:
+    """Labelled texts as a model reads them.  `tally` counts texts that were cut."""
+
+    def __init__(self, config: LabelledConfig, setting: Setting) -> None:
+        """Raises ConfigError for a model that reads a source and writes, or a row without room for text."""
+        if setting.reads == "seq2seq":
+            raise ConfigError(
+                "data.task.kind is labelled, and a seq2seq model has no head of classes; take an encoder or a"
+                " decoder, or write source_field and target_field to have it write the label's name"
+            )
+        self.config, self.setting = config, setting
+        self.labels: list[str] = list(setting.learnt["labels"])
+        self.numbers = {name: number for number, name in enumerate(self.labels)}
+        self.frame = frame_of(setting.tokenizer, setting.reads, pair=config.pair_field is not None)
+        self.room = setting.row_tokens - self.frame.size  # for texts
+        if self.room < 1 + (config.pair_field is not None):
+            raise ConfigError(
+                f"data.row_tokens is {setting.row_tokens}, and {self.frame.size} of them are special; write"
+                " 64 or more"
+            )
+        self.tally = Counter[str]()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What texts are spelt with."""
+        return self.setting.tokenizer
+
+    def units(self, records: Sequence[Record]) -> list[list[Unit] | str]:
+        """An example for each record, or why it is left out; DataError for a label that is no class."""
+        firsts = self.tokenizer.encode_batch([record["text"] for record in records])
+        seconds = self.tokenizer.encode_batch([record.get("pair", "") for record in records])
+        return [self.unit(*each) for each in zip(records, firsts, seconds, strict=True)]
+
+    def unit(self, record: Record, first: list[int], second: list[int]) -> list[Unit] | str:
+        """The example of a record whose texts have these ids."""
+        if not first or ("pair" in record and not second):
+            return NO_TOKEN
+        if len(first) + len(second) > self.room:
+            if self.config.too_long == "drop":
+                return TOO_LONG
+            first, second = self.shortened(record, first, second)
+        return [(self.example(first, second, self.number(record["label"])),)]
+
+    def number(self, label: str) -> int:
+        """The number of a class by its name."""
+        if label not in self.numbers:
+            check_known(label, self.labels)
+        return self.numbers[label]
+
+    def example(self, first: list[int], second: list[int], label: int) -> Example:
+        """The tokens, and the label at the place that is pooled."""
+        tokens = self.frame.tokens(first, second)
+        targets = [IGNORE] * len(tokens)
+        targets[0 if self.setting.reads == "encoder" else -1] = label
+        paired = self.config.pair_field is not None and self.setting.reads == "encoder"
+        return Example(tokens, targets, self.frame.types(len(first), len(second)) if paired else None)
+
+    def shortened(self, record: Record, first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+        """Both texts cut to the room there is, the longer one down to the shorter before both are."""
+        length = len(first) + len(second) + self.frame.size
+        if self.config.too_long == "error":
+            raise DataError(
+                f"the text {shorten(record['text'])} has {length:,} tokens and a row"
+                f" {self.setting.row_tokens:,}; write data.row_tokens={length} if the model reads as many, or"
+                " data.task.too_long=cut or drop"
+            )
+        self.tally["cut"] += 1
+        shorter = min(len(first), len(second), self.room // 2)
+        longer = self.room - shorter
+        if len(first) <= len(second):
+            return first[:shorter], second[:longer]
+        return first[:longer], second[:shorter]

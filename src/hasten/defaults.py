@@ -1,0 +1,59 @@
+"""What a recipe that fine-tunes gets where it says nothing: rules that need no tuning, written out.
+
+They are filled in before a recipe is checked, so the recipe that a run's folder keeps has them all.  Sources:
+Devlin et al. 2019, A.3 (three epochs, a falling rate, Adam's own betas); Schulman et al. 2025, "LoRA Without
+Regret" (ten times the rate for pairs beside all matrices, small batches); Rafailov et al. 2023, B (one epoch
+and a tenth of the rate for preferences).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hasten.train.config import HORIZONS
+
+CROSS_ENTROPY = "cross_entropy"
+OBJECTIVES = {"spans": "spans", "preferences": "preference"}
+"""Of each kind of task that does not learn by cross-entropy."""
+EPOCHS = {"labelled": 3, "spans": 3, "chat": 2, "preferences": 1}
+METRICS = {
+    "labelled": "validation_accuracy",
+    "spans": "validation_accuracy",
+    "preferences": "validation_accuracy",
+}
+"""By which checkpoint is the best, where it is not the loss."""
+OPTIMIZER = {"kind": "adamw", "learning_rate": "auto", "weight_decay": 0.01, "betas": [0.9, 0.999]}
+SCHEDULE = {"kind": "linear", "warmup_steps": 20}
+
+
+def filled(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The mapping of a recipe with what follows from its task and from the model that it begins with."""
+    task, result = kind_of(recipe), dict(recipe)
+    objective = result.get("objective", {})
+    if isinstance(objective, Mapping):
+        result["objective"] = {"kind": OBJECTIVES.get(task or "", CROSS_ENTROPY), **objective}
+    if not task and not recipe.get("base"):
+        return result
+    train = result.get("train", {})
+    if isinstance(train, Mapping):
+        result["train"] = trained(dict(train), task, bool(recipe.get("base")))
+    return result
+
+
+def kind_of(recipe: Mapping[str, Any]) -> str | None:
+    """The kind of the recipe's task, None without one; what is no recipe at all has none either."""
+    data = recipe.get("data")
+    task = data.get("task") if isinstance(data, Mapping) else None
+    kind = task.get("kind") if isinstance(task, Mapping) else None
+    return kind if isinstance(kind, str) else None
+
+
+def trained(train: dict[str, Any], task: str | None, continues: bool) -> dict[str, Any]:
+    """The recipe's `train`, filled in."""
+    if task and not any(train.get(name) is not None for name in HORIZONS):
+        train["epochs"] = EPOCHS.get(task, 1)
+    if task in METRICS:
+        train.setdefault("metric", METRICS[task])
+    if continues:
+        train.setdefault("optimizer", dict(OPTIMIZER))
+        train.setdefault("schedule", dict(SCHEDULE))
+    return train

@@ -1,0 +1,199 @@
+"""What a fine-tuned model is measured by, each kind of task in its own way, and evaluation.json."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.core.errors import ConfigError, DataError
+from hasten.data.config import DataConfig
+from hasten.data.prepare import Prepared
+from hasten.data.split import Split
+from hasten.data.tasks.chat import ChatConfig, ChatEncoding
+from hasten.data.tasks.corpus import TaskCorpus
+from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.preferences import PreferencesConfig
+from hasten.data.tasks.protocol import Record, Setting
+from hasten.data.tasks.spans import SpansConfig
+from hasten.evaluate.classify import Classifier, class_names, score_labelled
+from hasten.evaluate.programs import read_problems
+from hasten.evaluate.run import EvaluateConfig, kept
+from hasten.evaluate.spans import AnswerFinder, as_record, score_spans
+from hasten.evaluate.supervised import score_preferences, score_supervised
+from hasten.evaluate.written import Asked, score_written
+from hasten.generate.engine import check_vocabulary
+from hasten.model.transformer import Transformer
+from hasten.objective.preference import Preference
+from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.engine import choose_precision
+from hasten.train.load import load_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with what it is measured on; `base` is the folder of the model that its training began with."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    prepared: Prepared
+    data: DataConfig
+    config: EvaluateConfig
+    base: Path | None = None
+    objective: Preference | None = None
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are rounded so."""
+        device = next(self.model.parameters()).device
+        return choose_precision(self.config.precision, device) == "bf16"
+
+    def records(self, split: Split) -> list[Record]:
+        """All records of a split; none where there is no such split."""
+        return [record for _, record in self.prepared.records(split)] if split in self.prepared.splits else []
+
+    def held_out(self) -> list[Record]:
+        """The records to measure on."""
+        found = self.records(self.config.split)
+        if not found:
+            raise DataError(
+                f"there is no row in the {self.config.split} split to evaluate on; give data.split a share,"
+                f" or sources of its own in data.split.{self.config.split}_sources"
+            )
+        return found
+
+    def others(self) -> list[Record]:
+        """The records of validation, to fit thresholds on; none where these are measured on."""
+        return [] if self.config.split == "validation" else self.records("validation")
+
+    def corpus(self) -> TaskCorpus:
+        """The records to measure on, as rows."""
+        self.held_out()
+        folder, split = self.prepared.folder, self.config.split
+        return TaskCorpus(folder, split, self.data.row_tokens, self.config.seed, pad_id=self.tokenizer.pad_id)
+
+    def setting(self) -> Setting:
+        """What the task has to know."""
+        reads, rows = self.model.config.kind, min(self.data.row_tokens, self.model.config.max_positions)
+        return Setting(self.tokenizer, reads, rows, self.base, self.prepared.learnt)
+
+
+def evaluate_task(
+    subject: Subject, *, path: Path | None = None, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Measure a model on the `config.split` of its task; the result goes to `path` too, whole or not at all.
+
+    Raises DataError where there is nothing to measure, ConfigError where the model is not made for the task.
+    """
+    began = time.monotonic()
+    check_vocabulary(subject.model, subject.tokenizer)
+    match subject.data.task:
+        case LabelledConfig() as task:
+            figures = classified(subject, task)
+        case SpansConfig() as task:
+            figures = extracted(subject, task)
+        case PreferencesConfig():
+            figures = preferred(subject)
+        case ChatConfig() as task:
+            figures = answered(subject, task)
+        case None:
+            raise ConfigError("the recipe has no data.task to evaluate")
+    figures["bf16"] = subject.bf16
+    return kept(figures, subject.tokenizer, subject.config, began, checkpoint=checkpoint, path=path)
+
+
+def classified(subject: Subject, task: LabelledConfig) -> dict[str, Any]:
+    """{"classification": ...}."""
+    names = class_names(subject.model, task)
+    place = (
+        subject.model,
+        subject.tokenizer,
+        task,
+        names,
+        subject.data.row_tokens,
+        subject.config.batch_tokens,
+    )
+    score = score_labelled(
+        Classifier(*place, bf16=subject.bf16),
+        subject.held_out(),
+        subject.config.classification,
+        validation=subject.others(),
+    )
+    return {"classification": {"split": subject.config.split, **asdict(score)}}
+
+
+def extracted(subject: Subject, task: SpansConfig) -> dict[str, Any]:
+    """{"answers": ...}."""
+    place = subject.model, subject.tokenizer, task, subject.data.row_tokens, subject.config.batch_tokens
+    finder = AnswerFinder(*place, bf16=subject.bf16)
+    score = score_spans(
+        finder,
+        subject.held_out(),
+        subject.config.extraction,
+        validation=subject.others(),
+        unanswerable=bool(subject.prepared.learnt.get("unanswerable")),
+    )
+    return {"answers": as_record(score, subject.config.split)}
+
+
+def preferred(subject: Subject) -> dict[str, Any]:
+    """{"preferences": ...}."""
+    assert subject.objective is not None
+    base = None
+    if subject.objective.needs_reference:
+        if subject.base is None:
+            raise ConfigError(
+                "preferences are measured from the model that training began with; write base: ..."
+            )
+        base = load_model(subject.base, next(subject.model.parameters()).device)[0]
+    score = score_preferences(subject.model, base, subject.corpus(), subject.objective, bf16=subject.bf16)
+    return {
+        "preferences": {"split": subject.config.split, "method": subject.objective.method, **asdict(score)}
+    }
+
+
+def answered(subject: Subject, task: ChatConfig) -> dict[str, Any]:
+    """{"supervised": ..., "written": ...}: the loss of held-out answers, and answers that it writes."""
+    corpus, base = subject.corpus(), {}
+    score = score_supervised(subject.model, corpus, bf16=subject.bf16)
+    if subject.base is not None:
+        before = load_model(subject.base, next(subject.model.parameters()).device)[0]
+        base = {"base": asdict(score_supervised(before, corpus, bf16=subject.bf16))}
+    result: dict[str, Any] = {"supervised": {"split": subject.config.split, **asdict(score), **base}}
+    if subject.config.written is not None:
+        result["written"] = score_written(
+            subject.model, subject.tokenizer, questions(subject, task), subject.config.written
+        )
+    return result
+
+
+def questions(subject: Subject, task: ChatConfig) -> list[Asked]:
+    """What the model is to answer: the problems for programs, or the last turn of each held-out record."""
+    encoding, config = task.open(subject.setting()), subject.config
+    assert config.written is not None
+    if config.written.metric == "programs":
+        if config.problems is None:
+            raise ConfigError(
+                "evaluate.written.metric is programs; write evaluate.problems: a file of MBPP or HumanEval"
+            )
+        problems = read_problems(config.problems)
+        prompts = prompts_of(encoding, [problem.chat_prompt() for problem in problems])
+        return [Asked(tuple(ids), problem=problem) for ids, problem in zip(prompts, problems, strict=True)]
+    records = subject.held_out()[: config.max_rows]
+    room = subject.model.config.max_positions - config.written.max_new_tokens
+    found = zip(encoding.prompts(records, room), records, strict=True)
+    return [Asked(tuple(ids), tuple(record["references"]), source_of(record)) for ids, record in found]
+
+
+def prompts_of(encoding: ChatEncoding, texts: Sequence[str]) -> list[list[int]]:
+    """What a model reads that is asked `texts`."""
+    asked = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]}
+        for text in texts
+    ]
+    return encoding.prompts(asked)
+
+
+def source_of(record: Record) -> str:
+    """What was asked last."""
+    return str(record["messages"][-2]["content"]) if len(record["messages"]) > 1 else ""

@@ -1,0 +1,118 @@
+"""A training that begins with a model that is there: what it takes over, what is new, how it is adapted."""
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hasten.adapt.config import LoraConfig
+from hasten.adapt.lora import adapt, adapted_layers, settle
+from hasten.adapt.nf4 import packed_weights
+from hasten.core.config import dump
+from hasten.core.console import say
+from hasten.core.errors import CheckpointError
+from hasten.model.config import ModelConfig
+from hasten.model.transformer import Transformer, assemble
+from hasten.parallel.apply import Beginning
+from hasten.train.footprint import FULL
+from hasten.train.load import AdapterNote, digest_of, load_model
+from hasten.train.snapshot import ADAPTER
+
+READ_OUT = ("head", "head_bias", "pooler", "transform")
+"""The parts that a new task may replace: all else has to be in the model that a training begins with."""
+
+
+@lru_cache(maxsize=4)
+def base_config(folder: Path) -> ModelConfig:
+    """The configuration of the model in a folder, as hasten reads it."""
+    return load_model(folder)[0].config
+
+
+def beginning(
+    config: ModelConfig,
+    base: Path | None = None,
+    adaptation: LoraConfig | None = None,
+    rank: int | None = None,
+    *,
+    half: bool = False,
+) -> Beginning:
+    """What a model of `config` begins with: weights in the folder `base`, pairs of this rank, or neither.
+
+    `half`: products are made in bf16, and frozen matrices may be kept so.
+    """
+    weights = weights_to_begin_with(config, base) if base is not None else {}
+    if adaptation is None:
+        return Beginning(weights=weights)
+    assert rank is not None
+    return Beginning(
+        adapt=partial(put_beside, config=adaptation, rank=rank, half=half),
+        weights=weights,
+        settle=partial(settled, weights=weights),
+    )
+
+
+def put_beside(model: Transformer, config: LoraConfig, rank: int, half: bool) -> None:
+    """Adapt a model; with `half` its frozen matrices are kept as products read them, in bf16."""
+    adapt(model, config, rank)
+    for layer in adapted_layers(model).values() if half and config.base == "model" else ():
+        layer.weight = nn.Parameter(layer.weight.to(torch.bfloat16), requires_grad=False)
+
+
+def adaptation_of(model: nn.Module) -> tuple[int | None, float]:
+    """The largest rank of a model's pairs, None for none, and the bytes of a number in frozen matrices."""
+    layers = list(adapted_layers(model).values())
+    if not layers:
+        return None, FULL
+    stored = sum(part.nbytes for layer in layers for part in layer.stored)
+    numbers = sum(layer.lora_b.shape[0] * layer.lora_a.shape[1] for layer in layers)
+    return max(layer.low_rank.rank for layer in layers), stored / numbers
+
+
+def settled(model: Transformer, weights: Mapping[str, Tensor]) -> None:
+    """Pack what an adapted model holds packed, and set what depends on the weights."""
+    for name, layer in packed_weights(model):
+        layer.take(weights[name])
+    settle(model)
+
+
+def weights_to_begin_with(config: ModelConfig, folder: Path) -> dict[str, Tensor]:
+    """The parameters in `folder` that a model of `config` has too; what it reads out with may be another.
+
+    Raises CheckpointError for any other parameter that is missing, has another shape, or would be left over.
+    """
+    there = dict(load_model(folder)[0].named_parameters())
+    with torch.device("meta"):
+        here = dict(assemble(config).named_parameters())
+    taken = {name: tensor.detach() for name, tensor in there.items() if fits(name, tensor, here)}
+    new, left = sorted(here.keys() - taken.keys()), sorted(there.keys() - taken.keys())
+    for name in (*new, *left):
+        if name.partition(".")[0] not in READ_OUT:
+            raise CheckpointError(
+                f"{folder}: '{name}' is {shape_of(there, name)} there and {shape_of(here, name)} in the model"
+                " to be trained; leave out of the recipe's `model:` what the base has in another way"
+            )
+    if new or left:
+        told = [f"new: {', '.join(new)}"] * bool(new) + [f"left behind: {', '.join(left)}"] * bool(left)
+        say(f"{folder}: {'; '.join(told)}")
+    return taken
+
+
+def fits(name: str, tensor: Tensor, here: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a tensor can be taken over."""
+    return name in here and here[name].shape == tensor.shape
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
+    """A tensor's shape in words."""
+    return str(list(tensors[name].shape)) if name in tensors else "missing"
+
+
+def notes_of(base: Path | None, adaptation: LoraConfig | None, rank: int | None) -> dict[str, str]:
+    """What a checkpoint has to say of a model that holds only what was trained: `adapter.yaml`."""
+    if adaptation is None or base is None or rank is None:
+        return {}
+    weights = dict(load_model(base)[0].named_parameters())
+    note = AdapterNote(base=base.resolve(), digest=digest_of(weights), adaptation=adaptation, rank=rank)
+    return {ADAPTER: dump(note)}
