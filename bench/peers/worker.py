@@ -4,6 +4,7 @@ import importlib
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from peers.machine import memory
@@ -26,10 +27,10 @@ def main() -> None:
     module.train(SHAPES[shape], voice, **json.loads(options))
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """What is installed here."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

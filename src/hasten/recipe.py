@@ -32,6 +32,7 @@ from hasten.objective.spans import Spans
 from hasten.parallel.config import ParallelConfig
 from hasten.report.page import ReportConfig
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.tokenizer.train import TokenizerConfig
 from hasten.train.begin import base_config
 from hasten.train.config import TrainConfig
 from hasten.train.restore import checkpoint_in
@@ -127,7 +128,8 @@ class Recipe(Config):
         """The `data` section, which a recipe for a finished checkpoint may lack."""
         if self.data is None:
             raise ConfigError("the recipe has no `data:`; add data.sources=[path/to/texts]")
-        if self.base is None or "tokenizer" in self.data.model_fields_set:
+        # Not by which fields were given: the recipe that a run keeps has them all.
+        if self.base is None or self.data.tokenizer != TokenizerConfig():
             return self.data
         return self.data.model_copy(update={"tokenizer": self.base_folder})
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hasten.adapt.peft import save_adapter
 from hasten.assembly import assemble
 from hasten.core.console import say
 from hasten.core.errors import ConfigError, DataError
@@ -38,14 +37,12 @@ from hasten.report.summary import write_summary
 from hasten.serve.chat import chat
 from hasten.tokenizer.template import find_template
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.load import load_adapted, load_model
+from hasten.train.load import load_model
 from hasten.train.memory import resident_memory
 from hasten.train.restore import checkpoint_in
 from hasten.train.run import Summary
 from hasten.train.times import time_table
 
-ADAPTER = "adapter"
-"""The folder of a run with what was trained beside a frozen base, as PEFT lays it out."""
 WORTH_MEASURING_SECONDS = 900.0
 """From which length a run measures the machine's kernels, where nobody has, to predict its steps."""
 
@@ -69,8 +66,6 @@ def train(recipe: Recipe, started: float | None = None) -> Summary:
     summary = replace(summary, predicted=predicted)
     if run.leads:
         write_json(recipe.output / "training.json", asdict(summary))
-        if recipe.adapt is not None and summary.completed:
-            save_adapter(recipe.output / ADAPTER, load_adapted(recipe.output)[0], str(recipe.base))
         how = "trained" if summary.completed else "stopped and saved; run it again to go on:"
         what = f"{summary.steps:,} steps, {summary.tokens:,} tokens, {summary.seconds:,.0f} s"
         say(f"{how} {what}: {recipe.output}")

@@ -243,19 +243,28 @@ def import_(words: Words) -> None:
 
 
 def export(words: Words) -> None:
-    """hasten export RUN|CHECKPOINT|FOLDER to=hf|gguf [key=value ...]
+    """hasten export RUN|CHECKPOINT|FOLDER to=hf|gguf|peft [key=value ...]
 
     Writes the model with its tokenizer, chat template and generation settings: to=hf a folder that
     transformers loads with equal logits, to=gguf a file that llama.cpp loads.  An imported model's
-    numbers go out in the type they came in.
+    numbers go out in the type they came in.  Of a run with `adapt:` to=peft writes the adapter alone,
+    as peft loads it beside base=.
 
     output=exports/mine   dtype=float32|bfloat16|float16   max_shard_bytes=2000000000   (to=gguf:
     dtype=float32|float16|q8_0)
     """
-    from hasten.exchange.options import ExportConfig, read_options
+    from hasten.exchange.options import ExportConfig, check_peft, read_options
+
+    name, config = read_options(ExportConfig, words, "export")
+    check_peft(config)
+    if config.to == "peft":
+        from hasten.exchange.adapter import send_adapter
+
+        send_adapter(Path(name).expanduser(), config.output, config.base)
+        return
     from hasten.exchange.run import send_out
 
-    send_out(*read_options(ExportConfig, words, "export"))
+    send_out(name, config)
 
 
 def merge(words: Words) -> None:

@@ -5,8 +5,10 @@ from io import StringIO
 from statistics import mean, median
 
 import pytest
+from fine_tuned_records import found_answers, learnt_answers, preferences, programs, put_adapter, written
 from rich.console import Console
 
+from hasten.adapt.config import LoraConfig
 from hasten.core.errors import DataError
 from hasten.core.files import write_json
 from hasten.report.page import write_page
@@ -108,3 +110,42 @@ def test_an_encoders_accuracy_stands_beside_the_guesses(make_run):
         "掩盖：",
     ):
         assert said in page
+
+
+def published(folder, evaluation):
+    """summary.json of a run with this evaluation, and the table."""
+    write_json(folder / "evaluation.json", evaluation)
+    write_summary(folder, folder / "report.html")
+    return json.loads((folder / "summary.json").read_text()), printed([folder])
+
+
+def test_each_task_has_its_main_figures_in_the_summary_and_in_the_table(make_run):
+    folder = make_run(evaluated=False)
+    common = {"seconds", "tokens", "val_loss", "report"}
+    found, text = published(folder, found_answers("here"))
+    assert found.keys() == common | {"f1", "exact_match"} and found["f1"] == pytest.approx(200 / 3)
+    assert "66.7" in text and "Exact match" in text
+    found, text = published(folder, learnt_answers(2.0, 1.5))
+    losses = {"test_loss": 1.5, "base_test_loss": 2.0, "test_loss_fall": 0.25, "test_accuracy": 0.5}
+    assert found.keys() == common | losses.keys() and losses.items() <= found.items()
+    assert "Fall of the test loss" in text and "25.0%" in text
+    found, text = published(folder, preferences())
+    assert found.keys() == common | {"preference_accuracy", "preference_margin"} and "75.0%" in text
+    found, text = published(folder, programs("here"))
+    assert found.keys() == common | {"pass@1", "pass@2"} and found["pass@1"] == 25.0 and "pass@2" in text
+    rouge = written("rouge", "here")
+    found, text = published(folder, rouge)
+    assert found.keys() == common | {"rouge1", "rouge2", "rougeL", "rougeLsum", "lead_rougeL"}
+    assert found["rougeL"] == rouge["written"]["score"] and "ROUGE-L of the first sentences" in text
+    assert published(folder, written("bleu", "here"))[0].keys() == common | {"bleu", "chrf"}
+    assert published(folder, written("exact", "here"))[0]["exact_match"] == 50.0
+
+
+def test_pairs_beside_a_frozen_model_are_counted(make_run):
+    folder = make_run(evaluated=False)
+    model = put_adapter(folder / "checkpoints/step-000120", LoraConfig(), 4)
+    found, text = published(folder, {})
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters()) - trained
+    assert (found["trained_parameters"], found["rank"], found["parameters"]) == (trained, 4, whole)
+    assert "Trained parameters" in text and "Rank" in text

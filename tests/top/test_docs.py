@@ -83,7 +83,7 @@ def test_every_command_of_the_readme_can_be_given(command, tmp_path, monkeypatch
     (tmp_path / "my.yaml").write_text(
         find("demo").read_text(encoding="utf-8").replace("minutes: 4.75", "minutes: 5")
     )
-    for run in ("runs/demo", "runs/demo-1", "path/to/model"):
+    for run in ("runs/demo", "runs/demo-1", "runs/instruct", "path/to/model"):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "recipe.yaml").write_text((tmp_path / "my.yaml").read_text())
     _, verb, *words = shlex.split(command)

@@ -12,6 +12,7 @@ from tiny_finetune import DECODER, ENCODER, WORDS, chats, labelled, preferred, s
 from hasten import recipe as recipes
 from hasten import stages
 from hasten.adapt.lora import adapted_layers
+from hasten.cli import main
 from hasten.core.config import dump
 from hasten.core.errors import CheckpointError, ConfigError
 from hasten.model.interop import save_hugging_face
@@ -90,7 +91,8 @@ def test_a_run_of_pairs_keeps_the_pairs_alone_and_stands_beside_its_base(tmp_pat
     assert torch.allclose(*both, atol=1e-5) and not torch.equal(both[0], torch.zeros_like(both[0]))
     assert any(bool(tensor.any()) for name, tensor in kept.items() if name.endswith("lora_b"))
     if packed == "model":
-        again, _ = load_model(tmp_path / "run/adapter")  # in PEFT's layout, beside the same base
+        assert main(["export", str(tmp_path / "run"), "to=peft", f"output={tmp_path / 'adapter'}"]) == 0
+        again, _ = load_model(tmp_path / "adapter")  # in PEFT's layout, beside the same base
         assert torch.allclose(again.logits(again(tokens)), both[1], atol=1e-5)
 
 

@@ -29,12 +29,7 @@ SUMMARY = {
     "lzma_stream_bits_per_byte",
     "report",
 }
-
-OTHER_KINDS = {f"{name}_accuracy" for name in ("masked", "unigram", "bigram", "both_neighbours")} | {
-    "bleu",
-    "chrf",
-}
-"""What encoders and encoder-decoders have in their place."""
+"""Of a decoder's journey with Python in its text."""
 
 
 def stages_run(out: str) -> list[str]:
@@ -57,8 +52,7 @@ def test_a_journey_leaves_all_its_files_and_every_figure(recipe, tmp_path, capsy
     assert all(line in out for line in ("the cat", "a dog")), "the samples"
     assert out.endswith(f"report: {run / 'report.html'}\n")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary.keys() == SUMMARY | OTHER_KINDS
-    assert {name for name, figure in summary.items() if figure is None} == OTHER_KINDS
+    assert summary.keys() == SUMMARY, "and nothing of other kinds of models"
     assert summary["tokens"] == 4 * 128 and summary["test_bits_per_byte"] > 0
     assert Path(summary["report"]).read_text().startswith("<!doctype html>")
     assert [s["prompt"] for s in json.loads((run / "samples.json").read_text())] == ["the cat", "a dog"]
@@ -110,7 +104,7 @@ def test_a_changed_file_is_noticed(recipe, text_files, tmp_path, capsys):
 def test_text_without_python_goes_the_same_way_without_a_parse_rate(recipe, text_files, tmp_path, capsys):
     assert main(["journey", str(recipe), f"data.sources=['{text_files}/*.txt']"]) == 0
     assert "no parse rate" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run/summary.json").read_text())["parse_rate"] is None
+    assert json.loads((tmp_path / "run/summary.json").read_text()).keys() == SUMMARY - {"parse_rate"}
 
 
 def test_training_again_says_that_it_is_done_and_changes_nothing(recipe, tmp_path):

@@ -28,6 +28,7 @@ CODE = (
     "encode",
     "formats",
     "judge",
+    "kinds",
     "ngrams",
     "pairs",
     "prepare",

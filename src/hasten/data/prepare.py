@@ -13,7 +13,7 @@ Each step leaves whole files, so an interrupted run goes on where it was and end
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -31,16 +31,15 @@ from hasten.data.contamination import RUN_WORDS, Protected
 from hasten.data.encode import TEXTS_SUFFIX, Counts, Cut, Encoder
 from hasten.data.identity import input_fingerprint, only_one
 from hasten.data.judge import Judgement
-from hasten.data.pairs import Pair, pair_of, sides
+from hasten.data.kinds import kind_of
+from hasten.data.pairs import Pair, pair_of
 from hasten.data.shards import Shards, open_split
 from hasten.data.source import Document, documents, left_out, text_bytes
 from hasten.data.split import SPLITS, Split, by_document
 from hasten.data.stage import Advance, Part, Stage, read_texts
 from hasten.data.tally import Tally
-from hasten.data.tasks import findings
-from hasten.data.tasks.findings import Rows
-from hasten.data.tasks.protocol import ModelKind, Record, Setting, TaskConfig
-from hasten.data.tasks.record_checks import left_out as rows_left_out
+from hasten.data.tasks.leave_out import rows_to_leave_out
+from hasten.data.tasks.protocol import ModelKind, Record, Setting
 from hasten.data.tasks.records import record_of
 from hasten.data.tasks.write import TaskEncoder
 from hasten.tokenizer.tokenizer import Tokenizer
@@ -215,7 +214,7 @@ class Preparation:
         cuts = self.cut(parts, judgement.keep())
         if self.config.task is None:
             check_row(sum(part.tally.bytes + part.documents for part in parts), self.config)
-        tokenizer, learnt = self.tokenizer(cuts), self.learn(cuts)
+        tokenizer, learnt = self.tokenizer(cuts), kind_of(self.config).survey(training_texts(cuts))
         splits = self.encode(cuts, tokenizer, learnt)
         for split in SPLITS:
             self.check_split(split, splits)
@@ -270,29 +269,10 @@ class Preparation:
                 stays,
                 config,
                 by_document(config, kept[part.split, part.source]),
-                self.key(),
+                kind_of(self.config).key,
             )
             for part, stays in zip(parts, keep, strict=True)
         ]
-
-    def key(self) -> Callable[[str], str] | None:
-        """What of a pair or a record decides its split."""
-        if (task := self.config.task) is not None:
-            return lambda text: task.key(record_of(text))
-        return (lambda text: sides(text)[0]) if self.config.is_pairs else None
-
-    def cut_text(self, text: str) -> Sequence[str]:
-        """What of a text a tokenizer reads each by itself."""
-        if self.config.task is not None:
-            return self.config.task.texts(record_of(text))
-        return sides(text) if self.config.is_pairs else (text,)
-
-    def learn(self, cuts: list[Cut]) -> dict[str, Any]:
-        """What a task has to know of all training records."""
-        if self.config.task is None:
-            return {}
-        texts = (text for cut in cuts for split, _, text in cut.texts() if split == "train")
-        return self.config.task.survey(record_of(text) for text in texts)
 
     def tokenizer(self, cuts: list[Cut]) -> Tokenizer:
         """Load the configured tokenizer, or learn one from the training text."""
@@ -302,8 +282,8 @@ class Preparation:
                 if isinstance(config, Path):
                     Tokenizer.load(config).save(temporary)
                 else:
-                    texts = (text for cut in cuts for split, _, text in cut.texts() if split == "train")
-                    parts = (part for text in texts for part in self.cut_text(text))
+                    texts = training_texts(cuts)
+                    parts = (part for text in texts for part in kind_of(self.config).parts(text))
                     train(parts, config, self.progress).save(temporary)
         return Tokenizer.load(folder)
 
@@ -325,22 +305,11 @@ class Preparation:
         """What writes the shards, or the tables of a task."""
         place = tokenizer, self.work, self.work / STAGE / "encoded", advance
         if (task := self.config.task) is None:
-            return Encoder(*place, self.cut_text)
+            return Encoder(*place, kind_of(self.config).parts)
         setting = Setting(tokenizer, self.reads, self.config.row_tokens, self.base, learnt)
-        return TaskEncoder(*place, task=task, encoding=task.open(setting), gone=self.gone(cuts, task))
-
-    def gone(self, cuts: list[Cut], task: TaskConfig) -> dict[str, str]:
-        """The training rows that `data.leave_out` takes out, and why."""
-        if not self.config.leave_out:
-            return {}
-        named: dict[str, tuple[list[str], list[Record]]] = {split: ([], []) for split in SPLITS}
-        for cut in cuts:
-            for split, name, text in cut.texts():
-                names, records = named[split]
-                names.append(name)
-                records.append(record_of(text))
-        parts = {split: findings.Part(*both) for split, both in named.items()}
-        return dict(rows_left_out(Rows(task, parts), self.config.leave_out))
+        entries = (entry for cut in cuts for entry in cut.texts())
+        gone = rows_to_leave_out(task, entries, self.config.leave_out)
+        return TaskEncoder(*place, task=task, encoding=task.open(setting), gone=gone)
 
     def check_split(self, split: Split, splits: dict[Split, dict[str, Counts]]) -> None:
         """Refuse a split that was asked for and came out empty."""
@@ -360,6 +329,11 @@ class Preparation:
             return
         with Progress(stage, total and total / 1e6, "MB") as progress:
             yield Line(progress)
+
+
+def training_texts(cuts: Sequence[Cut]) -> Iterator[str]:
+    """All that is trained on."""
+    return (text for cut in cuts for split, _, text in cut.texts() if split == "train")
 
 
 class Line:

@@ -8,6 +8,7 @@ parts, so they are looked for when all parts are there.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ import zstandard
 from numpy.typing import NDArray
 
 from hasten.core.files import publish, read_manifest, sweep
-from hasten.data.clean import EMPTY, look
+from hasten.data.clean import EMPTY
 from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.contamination import Protected
 from hasten.data.dedup import bands, digest, signatures
 from hasten.data.formats import BadLines
-from hasten.data.ngrams import Hashes, Words
-from hasten.data.pairs import EMPTY_SIDE, look_pair
-from hasten.data.source import Document, documents
+from hasten.data.kinds import Texts, kind_of
+from hasten.data.ngrams import Hashes
+from hasten.data.pairs import EMPTY_SIDE
+from hasten.data.source import Document
 from hasten.data.split import Split
 from hasten.data.tally import Tally
-from hasten.data.tasks.records import EMPTY_RECORD, look_record
+from hasten.data.tasks.records import EMPTY_RECORD
 
 PART_BYTES, PART_DOCUMENTS = 64 << 20, 1 << 16
 SIGNED_WORDS = 1 << 20  # so many words are signed together
@@ -159,6 +161,11 @@ class Stage:
     protected: Protected
     advance: Advance
 
+    @cached_property
+    def kind(self) -> Texts:
+        """What documents are."""
+        return kind_of(self.config)
+
     def parts(self, split: Split, source: SourceConfig) -> Iterator[Part]:
         """All parts of a source, in order: those that are there, then new ones as they are made."""
         bad, number, read_to, last = BadLines(self.config.on_bad_line), 0, 0, False
@@ -168,7 +175,7 @@ class Stage:
         if last:
             return
         sweep(self.folder)
-        stream = documents(source, bad, self.config.task)
+        stream = self.kind.documents(source, bad)
         for _ in islice(stream, read_to):
             pass
         while not last:
@@ -207,7 +214,7 @@ class Stage:
 
         Of held-out sources only empty documents go: what to test on is not for the rules to choose.
         """
-        text, found, rule = self.look(document)
+        text, found, rule = self.kind.look(document)
         size, share = len(text.encode()), self.config.clean.contamination
         draft.tally.documents += 1
         draft.tally.bytes += size
@@ -218,11 +225,3 @@ class Stage:
             draft.tally.drop("contaminated", document.id, text, f"holds a passage of {passage}")
         else:
             draft.keep(document.id, text, found.hashes)
-
-    def look(self, document: Document) -> tuple[str, Words, str | None]:
-        """A document as it is kept, the words in it, and the rule that it breaks."""
-        if self.config.task is not None:
-            return look_record(document.text, self.config.task)
-        if self.config.is_pairs:
-            return look_pair(document.text, self.config.pairs)
-        return look(document, self.config.clean)

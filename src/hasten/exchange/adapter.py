@@ -9,18 +9,20 @@ from hasten.core.console import say
 from hasten.core.errors import ConfigError
 from hasten.core.files import contents
 from hasten.exchange.pack import carry, whole_folder
+from hasten.exchange.parcel import title_of
 from hasten.exchange.run import refuse_existing
 from hasten.train.load import AdapterNote, load_adapted
 from hasten.train.restore import checkpoint_in
 from hasten.train.snapshot import ADAPTER
 
 
-def send_adapter(place: Path, output: Path, base: str | None = None) -> Path:
+def send_adapter(place: Path, output: Path | None = None, base: str | None = None) -> Path:
     """Write the adapter of a run or a checkpoint as `peft` loads it; its folder.
 
     `base` is what it says that it belongs to: a Hugging Face folder or a name of the hub, by default the
     model that it was trained beside.  ConfigError where there is no adapter, or `peft` could not load that.
     """
+    output = output or Path("exports") / f"{title_of(place)}-adapter"
     refuse_existing(output)
     folder = checkpoint_in(place)
     if not (folder / ADAPTER).is_file():

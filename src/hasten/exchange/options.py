@@ -25,7 +25,9 @@ class ImportConfig(Config):
 class ExportConfig(Config):
     """How a model goes out."""
 
-    to: Literal["hf", "gguf"] = Field(description="hf: config.json and safetensors; gguf: llama.cpp's file")
+    to: Literal["hf", "gguf", "peft"] = Field(
+        description="hf: config.json and safetensors; gguf: llama.cpp's file; peft: a run's adapter alone"
+    )
     output: Path | None = Field(None, description="a folder or a .gguf file; by default exports/NAME")
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = Field(
         None,
@@ -34,7 +36,20 @@ class ExportConfig(Config):
     nearest_split: bool = Field(
         False, description="gguf: accept that llama.cpp cuts text in another way than the tokenizer does"
     )
+    base: str | None = Field(
+        None,
+        description="peft: the model that the adapter names; by default what it was trained beside",
+    )
     max_shard_bytes: int = Field(MAX_SHARD_BYTES, ge=1, description="hf: the weights' files are no larger")
+
+
+def check_peft(config: ExportConfig) -> None:
+    """Refuse options that mean nothing for an adapter, and `base` for anything else."""
+    given = config.model_fields_set - {"to", "output", "base"}
+    if config.to == "peft" and given:
+        raise ConfigError(f"hasten export: {min(given)} is for whole models, and to is peft; leave it out")
+    if config.to != "peft" and config.base is not None:
+        raise ConfigError(f"hasten export: base is for to=peft, and to is {config.to}; leave it out")
 
 
 def read_options(kind: type[C], words: Sequence[str], verb: str) -> tuple[str, C]:

@@ -82,7 +82,7 @@ def run_dropping(plain: Callable[..., Tensor], block: Block, *args: Any, **kwarg
 
 def checkpointed(plain: Callable[..., Tensor], block: Block, *args: Any, **options: Any) -> Tensor:
     """torch's checkpointing of a block, which saves the random state only where it is needed."""
-    random = bool(block.dropout or block.attention.dropout)
+    random = any(getattr(module, "dropout", 0) for module in block.modules())
     return cast(Tensor, checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=random, **options))
 
 

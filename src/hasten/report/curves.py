@@ -111,6 +111,14 @@ def loss_curves(runs: Sequence[RunFiles]) -> list[Curve]:
     return curves
 
 
+def validation_curves(runs: Sequence[RunFiles], figure: str) -> list[Curve]:
+    """One figure of the validations, a curve for each run."""
+    return present(
+        read_curve(run, "validation", figure, label=run.name, series=i, style="marked")
+        for i, run in enumerate(runs)
+    )
+
+
 def figure_curves(runs: Sequence[RunFiles], figure: str, *, smooth: bool) -> list[Curve]:
     """One figure of the training lines, a curve for each run."""
     curves: list[Curve] = []

@@ -5,10 +5,11 @@ recipe.yaml       the resolved recipe
 environment.json  versions and machine
 training.json     what training came to
 data.json         how much data there was, and what cleaning dropped
+checks.json       what was found of rows that a model is fine-tuned on, and some as the model reads them
 evaluation.json   scores on documents that were not trained on
 samples.json      what the model wrote
 quarantine.jsonl  batches whose step was not finite
-checkpoints/      the newest one's model.yaml tells the number of parameters
+checkpoints/      the newest one tells the number of parameters, and what was trained beside a frozen model
 """
 
 from collections.abc import Callable, Sequence
@@ -16,164 +17,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hasten.core import config
 from hasten.core.errors import ConfigError, DataError
 from hasten.model.config import ModelConfig
+from hasten.report.adapter import Adapter, read_adapter
+from hasten.report.checks import Checks
+from hasten.report.records import (
+    Baseline,
+    Classification,
+    CodeScore,
+    MaskedScore,
+    Record,
+    Score,
+    Translation,
+)
+from hasten.report.tasks import FoundAnswers, Preferences, Supervised, Written
 from hasten.train.metrics import read_lines
 
 T = TypeVar("T")
 Line = dict[str, Any]
-
-
-class Record(BaseModel):
-    """Base of what is read: extra keys are left alone, so that newer files open in older reports."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Score(Record):
-    """How well text was predicted (`evaluate/language.py`)."""
-
-    bits_per_byte: float
-    stderr: float | None = None
-    loss: float
-    perplexity: float
-    accuracy: float
-    tokens: int
-    bytes: int
-    documents: int | None = None
-
-
-class Baseline(Record):
-    """What a compressor made of the same text."""
-
-    bits_per_byte: float
-    bytes: int
-
-
-class ParseRate(Record):
-    """Share of snippets that parse."""
-
-    rate: float
-    stderr: float | None = None
-    parsed: int
-    snippets: int
-
-
-class CodeScore(ParseRate):
-    """The model's parse rate beside that of the documents' authors."""
-
-    authors: ParseRate | None = None
-
-
-class MaskedScore(Record):
-    """How well an encoder found hidden tokens, beside guesses from counts (`evaluate/masked.py`)."""
-
-    split: str
-    accuracy: float
-    stderr: float | None = None
-    loss: float
-    perplexity: float
-    tokens: int
-    share: float
-    baselines: dict[str, float] = {}
-
-
-class Overlap(Record):
-    """A sacreBLEU score with half of its 95% interval."""
-
-    score: float
-    interval: float | None = None
-    signature: str
-
-
-class Translated(Record):
-    """A source, the model's text and a person's."""
-
-    source: str
-    text: str
-    reference: str
-
-
-class Translation(Record):
-    """How a model's translations compare with references (`evaluate/translation.py`)."""
-
-    split: str
-    beams: int
-    bleu: Overlap
-    chrf: Overlap
-    pairs: int
-    tokens_per_second: float | None = None
-    unfinished: int = 0
-    examples: list[Translated] = []
-
-
-class ClassScore(Record):
-    """One class: how many of its texts were found, and of those taken for it, how many are right."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    examples: int
-
-
-class Bin(Record):
-    """Texts of which a classifier was about equally sure."""
-
-    low: float
-    high: float
-    examples: int
-    confidence: float | None = None
-    accuracy: float | None = None
-
-
-class Calibration(Record):
-    """Whether a classifier is as often right as it is sure (`evaluate/calibration.py`)."""
-
-    ece: float
-    ece_mass: float
-    brier: float
-    nll: float
-    bins: list[Bin] = []
-
-
-class Tempered(Record):
-    """The same after logits are divided by a temperature."""
-
-    temperature: float
-    fitted_on: int
-    calibration: Calibration
-
-
-class Mistake(Record):
-    """A text that was taken for another class."""
-
-    text: str
-    pair: str | None = None
-    label: str
-    predicted: str
-    confidence: float
-
-
-class Classification(Record):
-    """How well classes of texts were told apart (`evaluate/classify.py`)."""
-
-    split: str
-    examples: int
-    left_out: int = 0
-    accuracy: float
-    interval: tuple[float, float]
-    macro_f1: float
-    majority: float
-    majority_macro_f1: float
-    classes: list[ClassScore]
-    confusion: list[list[int]]
-    calibration: Calibration
-    tempered: Tempered | None = None
-    mistakes: list[Mistake] = []
 
 
 class Evaluation(Record):
@@ -181,12 +45,16 @@ class Evaluation(Record):
 
     test: Score | None = None
     validation: Score | None = None
-    sources: dict[str, Score] = {}
-    baselines: dict[str, Baseline] = {}
+    sources: dict[str, Score] = Field(default_factory=dict)
+    baselines: dict[str, Baseline] = Field(default_factory=dict)
     code: CodeScore | None = None
     masked: MaskedScore | None = None
     translation: Translation | None = None
     classification: Classification | None = None
+    answers: FoundAnswers | None = None
+    supervised: Supervised | None = None
+    written: Written | None = None
+    preferences: Preferences | None = None
     checkpoint: str | None = None
     documents_available: int | None = None
 
@@ -214,7 +82,7 @@ class Training(Record):
     seconds: float
     skipped: int = 0
     rollbacks: int = 0
-    times: dict[str, float] = {}  # seconds of each part, by the names in train/times.py
+    times: dict[str, float] = Field(default_factory=dict)  # seconds, by the names in train/times.py
     peak_memory: int | None = None
     completed: bool = True
 
@@ -240,7 +108,7 @@ class Dropped(Record):
 
     documents: int
     bytes: int
-    examples: list[Example] = []
+    examples: tuple[Example, ...] = ()
 
 
 class Cleaning(Record):
@@ -249,14 +117,14 @@ class Cleaning(Record):
     documents: int
     bytes: int
     kept: int
-    dropped: dict[str, Dropped] = {}
+    dropped: dict[str, Dropped] = Field(default_factory=dict)
     bad_rows: int = 0
 
 
 class Data(Record):
     """data.json: {split: {source: counts}} and the cleaning report."""
 
-    splits: dict[str, dict[str, Counts]] = {}
+    splits: dict[str, dict[str, Counts]] = Field(default_factory=dict)
     clean: Cleaning | None = None
 
 
@@ -276,6 +144,14 @@ class RunFiles:
     samples: list[Sample]
     quarantined: int
     parameters: int | None
+    adapter: Adapter | None = None
+    checks: Checks | None = None
+
+    @property
+    def base(self) -> str | None:
+        """The model that training began with, as its recipe names it."""
+        base = self.recipe.get("base")
+        return base if isinstance(base, str) else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
@@ -292,6 +168,7 @@ def read_run(folder: Path) -> RunFiles:
         raise DataError(f"{folder}: holds no metrics.jsonl; give the folder of a run that has begun to train")
     recipe = folder / "recipe.yaml"
     settings = config.read(recipe) if recipe.is_file() else {}
+    newest = newest_checkpoint(folder / "checkpoints")
     environment = TypeAdapter(dict[str, str | int | float | bool | None])
     return RunFiles(
         name=folder.resolve().name,
@@ -305,7 +182,9 @@ def read_run(folder: Path) -> RunFiles:
         evaluation=read_json(folder / "evaluation.json", Evaluation.model_validate_json, None),
         samples=read_json(folder / "samples.json", TypeAdapter(list[Sample]).validate_json, []),
         quarantined=count_lines(folder / "quarantine.jsonl"),
-        parameters=count_parameters(folder / "checkpoints"),
+        parameters=count_parameters(newest) if newest else None,
+        adapter=read_adapter(newest) if newest else None,
+        checks=read_json(folder / "checks.json", Checks.model_validate_json, None),
     )
 
 
@@ -328,12 +207,15 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def count_parameters(checkpoints: Path) -> int | None:
-    """The number of parameters by the newest checkpoint's model.yaml, None where there is no checkpoint."""
+def newest_checkpoint(checkpoints: Path) -> Path | None:
+    """The folder of the newest checkpoint, None where there is none."""
     files = sorted(checkpoints.glob("step-*/model.yaml"))
-    if not files:
-        return None
+    return files[-1].parent if files else None
+
+
+def count_parameters(checkpoint: Path) -> int:
+    """The number of parameters by a checkpoint's model.yaml."""
     try:
-        return config.load(ModelConfig, files[-1]).num_parameters
+        return config.load(ModelConfig, checkpoint / "model.yaml").num_parameters
     except ConfigError as error:
         raise DataError(str(error)) from None

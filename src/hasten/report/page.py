@@ -17,17 +17,23 @@ from hasten.core.errors import DataError
 from hasten.core.files import write_text
 from hasten.report import figures
 from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
+from hasten.report.checks import drawn as read_samples
 from hasten.report.confusion import Confusion, make_confusion
-from hasten.report.curves import AXES, figure_curves, loss_curves
-from hasten.report.files import Classification, RunFiles, read_runs
+from hasten.report.curves import AXES, figure_curves, loss_curves, validation_curves
+from hasten.report.excerpts import marked, shortened
+from hasten.report.files import RunFiles, read_runs
 from hasten.report.frame import Language, page_environment, render_page, translated
+from hasten.report.records import Classification
 from hasten.report.reliability import Reliability, make_reliability
 from hasten.report.summary import figures_of, rows
-from hasten.report.words import WORDS
+from hasten.report.tasks import Programs, Supervised, Written
+from hasten.report.words import WORDS, title
 from hasten.train.times import PARTS
 
 TIME_WORDS = ("start", "data_wait", "forward_backward", "optimizer", "looks", "checkpoints", "rest")
 """The keys of words for `train.times.PARTS`."""
+VERDICTS = ("passed", "failed", "error", "exited", "timeout", "memory", "crashed")
+"""What may come of a program, each the key of its words."""
 COLOURS = 6  # series colours in style.html; a seventh run begins anew
 
 
@@ -65,12 +71,22 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
         "masked_bars": masked_bars,
         "confusion_figure": confusion_figure,
         "reliability_figure": reliability_figure,
+        "verdict_bars": verdict_bars,
+        "against_base": against_base,
+        "read_samples": read_samples,
+        "marked": marked,
+        "shortened": shortened,
+        "title": title,
     }
     return render_page(
         environment,
         "page.html",
         language,
-        styles=[folder / "classification.css"],
+        styles=[
+            folder / "classification.css",
+            folder / "tasks.css",
+            resources.files("hasten.data.tasks") / "samples.css",
+        ],
         scripts=[folder / "script.js"],
         runs=runs,
         names=[run.name for run in runs],
@@ -93,12 +109,18 @@ def translate(key: str, *values: str) -> Markup:
 
 
 def charts(runs: Sequence[RunFiles]) -> list[Chart]:
-    """Loss, learning rate, gradient norm, throughput and MFU, those there are figures for."""
+    """Loss, accuracy, learning rate, gradient norm, throughput and MFU, those there are figures for."""
     losses = loss_curves(runs)
     shadowed = any(curve.style == "faint" for curve in losses)
     note = "smoothed" if shadowed else "mean_curve" if len(runs) > 1 else ""
     drawn = [
         make_chart("loss", "nats", losses, note=note, log=True, tall=True),
+        make_chart(
+            "validation_accuracy",
+            "",
+            validation_curves(runs, "validation_accuracy"),
+            label=percents,
+        ),
         make_chart("learning_rate", "", figure_curves(runs, "learning_rate", smooth=False), zero=True),
         make_chart("grad_norm", "before_clipping", figure_curves(runs, "grad_norm", smooth=True), zero=True),
         make_chart(
@@ -113,10 +135,15 @@ def charts(runs: Sequence[RunFiles]) -> list[Chart]:
             "of_peak",
             figure_curves(runs, "mfu", smooth=True),
             zero=True,
-            label=lambda share, digits: f"{figures.significant(100 * share, digits)}%",
+            label=percents,
         ),
     ]
     return [chart for chart in drawn if chart is not None]
+
+
+def percents(share: float, digits: int) -> str:
+    """A tick of an axis of shares."""
+    return f"{figures.significant(100 * share, digits)}%"
 
 
 @dataclass(frozen=True)
@@ -170,6 +197,26 @@ def reliability_figure(found: Classification) -> Reliability | None:
     """Whether a classifier is as often right as it is sure, before and after tempering."""
     after = found.tempered.calibration.bins if found.tempered else []
     return make_reliability(found.calibration.bins, after)
+
+
+def verdict_bars(found: Written) -> list[Bar]:
+    """How many programs came to each end, the commonest first; those that passed stand out."""
+    counts = found.verdicts if isinstance(found, Programs) else {}
+    most = max(counts.values(), default=0)
+    return [
+        Bar(translate(kind) if kind in VERDICTS else kind, count, count / most, 2 if kind == "passed" else 5)
+        for kind, count in sorted(counts.items(), key=lambda item: -item[1])
+        if count > 0
+    ]
+
+
+def against_base(found: Supervised) -> Markup | str:
+    """How the loss compares with that of the model before, as a few words."""
+    if found.fall is None:
+        return ""
+    return translate(
+        "less_than_before" if found.fall >= 0 else "more_than_before", figures.percent(abs(found.fall))
+    )
 
 
 def time_bars(times: Mapping[str, float]) -> list[Bar]:

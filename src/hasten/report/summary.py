@@ -12,40 +12,67 @@ from rich.text import Text
 from hasten.core.files import write_json
 from hasten.report.curves import number
 from hasten.report.figures import compact, duration, percent, significant
-from hasten.report.files import RunFiles, read_run, read_runs
-from hasten.report.frame import Language
-from hasten.report.words import word
+from hasten.report.files import Evaluation, RunFiles, read_run, read_runs
+from hasten.report.frame import Language, Words
+from hasten.report.words import title
 
 RECENT = 50  # the final training loss is the mean over the last fiftieth of the lines
 
 Formatter = Callable[[Any], str]
+
+
+def one_decimal(score: float) -> str:
+    """A score in percent, as the official scripts give it."""
+    return f"{score:.1f}"
+
+
+def four_decimals(value: float) -> str:
+    """Losses and bits."""
+    return f"{value:.4f}"
+
+
 ROWS: tuple[tuple[str, str, Formatter], ...] = (
     ("parameters", "parameters", compact),
+    ("trained_parameters", "trained_parameters", compact),
+    ("rank", "rank", str),
     ("steps", "steps_title", lambda steps: f"{steps:,}"),
     ("tokens", "tokens_title", compact),
     ("seconds", "time", duration),
-    ("train_loss", "train_loss", lambda loss: f"{loss:.4f}"),
-    ("validation_loss", "validation_loss", lambda loss: f"{loss:.4f}"),
-    ("best_validation_loss", "best_validation_loss", lambda loss: f"{loss:.4f}"),
+    ("train_loss", "train_loss", four_decimals),
+    ("validation_loss", "validation_loss", four_decimals),
+    ("best_validation_loss", "best_validation_loss", four_decimals),
     ("tokens_per_second", "throughput", lambda rate: f"{compact(rate)} tokens/s"),
     ("mfu", "mfu", percent),
-    ("loss", "held_out_loss", lambda loss: f"{loss:.4f}"),
-    ("bits_per_byte", "bits_per_byte", lambda bits: f"{bits:.4f}"),
-    ("lzma_stream", "lzma_stream", lambda bits: f"{bits:.4f}"),
-    ("lzma_each", "lzma_each", lambda bits: f"{bits:.4f}"),
+    ("loss", "held_out_loss", four_decimals),
+    ("base_loss", "base_loss", four_decimals),
+    ("loss_fall", "loss_fall", percent),
+    ("bits_per_byte", "bits_per_byte", four_decimals),
+    ("lzma_stream", "lzma_stream", four_decimals),
+    ("lzma_each", "lzma_each", four_decimals),
     ("perplexity", "perplexity", significant),
     ("accuracy", "accuracy", percent),
     ("masked_accuracy", "masked_accuracy", percent),
     ("unigram_accuracy", "unigram", percent),
     ("bigram_accuracy", "bigram", percent),
     ("both_neighbours_accuracy", "both_neighbours", percent),
-    ("bleu", "bleu", lambda score: f"{score:.1f}"),
-    ("chrf", "chrf", lambda score: f"{score:.1f}"),
+    ("bleu", "bleu", one_decimal),
+    ("chrf", "chrf", one_decimal),
+    ("rouge1", "rouge1", one_decimal),
+    ("rouge2", "rouge2", one_decimal),
+    ("rougeL", "rougeL", one_decimal),
+    ("rougeLsum", "rougeLsum", one_decimal),
+    ("lead_rougeL", "lead_rougeL", one_decimal),
+    ("f1", "f1", one_decimal),
+    ("exact_match", "exact_match", one_decimal),
+    ("preference_accuracy", "preference_accuracy", percent),
+    ("preference_margin", "margin", significant),
     ("class_accuracy", "class_accuracy", percent),
     ("macro_f1", "macro_f1", percent),
     ("parse_rate", "parse_rate", percent),
 )
 """A figure's name, the key of its words, and how it is written."""
+PASS = "pass@"
+"""Begins the names of figures of programs: there may be one for any k."""
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -65,6 +92,8 @@ def figures_of(run: RunFiles) -> dict[str, Any]:
     figures = {
         "name": run.name,
         "parameters": run.parameters,
+        "trained_parameters": run.adapter.trained if run.adapter else None,
+        "rank": run.adapter.rank if run.adapter else None,
         "steps": int(max(steps)) if steps else None,
         "tokens": int(max(tokens)) if tokens else None,
         "seconds": run.training.seconds if run.training else max(seconds, default=None),
@@ -73,7 +102,7 @@ def figures_of(run: RunFiles) -> dict[str, Any]:
         "best_validation_loss": min(validation, default=None),
         "tokens_per_second": median(rates) if (rates := trained("tokens_per_second")) else None,
         "mfu": median(shares) if (shares := trained("mfu")) else None,
-        **evaluated(run),
+        **(predicted(run.evaluation) | compared(run.evaluation) if run.evaluation else {}),
     }
     return {name: value for name, value in figures.items() if value is not None}
 
@@ -88,38 +117,55 @@ def values(run: RunFiles, kind: str | None) -> Callable[[str], list[float]]:
     return of
 
 
-def evaluated(run: RunFiles) -> dict[str, Any]:
-    """The figures of evaluation.json."""
-    evaluation = run.evaluation
-    if evaluation is None:
-        return {}
-    score, code, masked = evaluation.score, evaluation.code, evaluation.masked
-    predicted = score or masked  # both have a loss
+def predicted(evaluation: Evaluation) -> dict[str, Any]:
+    """How well text was predicted: whole texts, hidden tokens, or answers."""
+    score, masked, answers = evaluation.score, evaluation.masked, evaluation.supervised
+    either, code = score or masked or answers, evaluation.code
+    told = score or answers
     compressed = {name: baseline.bits_per_byte for name, baseline in evaluation.baselines.items()}
     return {
-        "loss": predicted.loss if predicted else None,
+        "loss": either.loss if either else None,
+        "base_loss": answers.base.loss if answers and answers.base else None,
+        "loss_fall": answers.fall if answers else None,
         "bits_per_byte": score.bits_per_byte if score else None,
         "stderr": score.stderr if score else None,
-        "perplexity": predicted.perplexity if predicted else None,
-        "accuracy": score.accuracy if score else None,
+        "perplexity": either.perplexity if either else None,
+        "accuracy": told.accuracy if told else None,
         "masked_accuracy": masked.accuracy if masked else None,
         **{f"{name}_accuracy": share for name, share in (masked.baselines if masked else {}).items()},
-        "bleu": evaluation.translation.bleu.score if evaluation.translation else None,
-        "chrf": evaluation.translation.chrf.score if evaluation.translation else None,
-        "class_accuracy": evaluation.classification.accuracy if evaluation.classification else None,
-        "macro_f1": evaluation.classification.macro_f1 if evaluation.classification else None,
         "parse_rate": code.rate if code else None,
         "lzma_stream": compressed.get("lzma_stream"),
         "lzma_each": compressed.get("lzma_each"),
     }
 
 
+def compared(evaluation: Evaluation) -> dict[str, Any]:
+    """How what a model said compares with what it was to say."""
+    translation, classes = evaluation.translation, evaluation.classification
+    written, preferences = evaluation.written, evaluation.preferences
+    scores = [scored for found in (evaluation.answers, written) if found for scored in found.scores]
+    return {
+        "bleu": translation.bleu.score if translation else None,
+        "chrf": translation.chrf.score if translation else None,
+        "class_accuracy": classes.accuracy if classes else None,
+        "macro_f1": classes.macro_f1 if classes else None,
+        **{scored.key: scored.score for scored in scores},
+        "lead_rougeL": written.baseline.score if written and written.baseline else None,
+        "preference_accuracy": preferences.accuracy if preferences else None,
+        "preference_margin": preferences.margin if preferences else None,
+    }
+
+
 PUBLISHED = {
     "parameters": "parameters",
+    "trained_parameters": "trained_parameters",
+    "rank": "rank",
     "tokens": "tokens",
     "seconds": "seconds",
     "val_loss": "best_validation_loss",
     "test_loss": "loss",
+    "base_test_loss": "base_loss",
+    "test_loss_fall": "loss_fall",
     "test_bits_per_byte": "bits_per_byte",
     "test_accuracy": "accuracy",
     "masked_accuracy": "masked_accuracy",
@@ -130,25 +176,36 @@ PUBLISHED = {
     "chrf": "chrf",
     "class_accuracy": "class_accuracy",
     "macro_f1": "macro_f1",
+    "rouge1": "rouge1",
+    "rouge2": "rouge2",
+    "rougeL": "rougeL",
+    "rougeLsum": "rougeLsum",
+    "lead_rougeL": "lead_rougeL",
+    "f1": "f1",
+    "exact_match": "exact_match",
+    "preference_accuracy": "preference_accuracy",
+    "preference_margin": "preference_margin",
     "parse_rate": "parse_rate",
     "lzma_bits_per_byte": "lzma_each",
     "lzma_stream_bits_per_byte": "lzma_stream",
 }
-"""The names in summary.json, for programs, and the figures that they stand for."""
+"""Names in summary.json, for programs, and the figures that they stand for."""
 
 
 def write_summary(folder: Path, page: Path) -> None:
-    """Write summary.json: the names of PUBLISHED, null where nothing tells, and the page's path."""
+    """Write summary.json: of PUBLISHED and pass@k what the run's files tell, and the page's path."""
     figures = summary(folder)
-    published = {name: figures.get(figure) for name, figure in PUBLISHED.items()}
-    write_json(folder / "summary.json", {**published, "report": str(page)})
+    published = {name: figures[figure] for name, figure in PUBLISHED.items() if figure in figures}
+    passes = {name: score for name, score in figures.items() if name.startswith(PASS)}
+    write_json(folder / "summary.json", {**published, **passes, "report": str(page)})
 
 
-def rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """For each figure that any run has: the key of its words, and how it reads in each run."""
+def rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[Words, list[str]]]:
+    """For each figure that any run has: its words, and how it reads in each run."""
+    passes = dict.fromkeys(name for figures in summaries for name in figures if name.startswith(PASS))
     return [
-        (key, [write(s[name]) if name in s else "–" for s in summaries])
-        for name, key, write in ROWS
+        (title(key), [write(s[name]) if name in s else "–" for s in summaries])
+        for name, key, write in (*ROWS, *((name, name, one_decimal) for name in passes))
         if any(name in s for s in summaries)
     ]
 
@@ -172,6 +229,6 @@ def table(folders: Sequence[Path], language: Language = "en") -> Table:
     result.add_column("")
     for figures in summaries:
         result.add_column(Text(figures["name"]), justify="right")  # a Text: brackets in a name are no markup
-    for key, cells in rows(summaries):
-        result.add_row(word(key, language), *cells)
+    for words, cells in rows(summaries):
+        result.add_row(words[language == "zh"], *cells)
     return result

@@ -1,6 +1,6 @@
 """The page's own words, English and Chinese.  Words from a run's files are never translated."""
 
-from hasten.report.frame import Language, Words
+from hasten.report.frame import Words
 
 WORDS: dict[str, Words] = {
     # head
@@ -146,6 +146,101 @@ WORDS: dict[str, Words] = {
     ),
     "mistakes": ("Most confident mistakes", "最自信的错误"),
     "taken_for": ("{} taken for {}, {} sure", "{} 被判为 {}，置信度 {}"),
+    # fine-tuning
+    "fine_tuning": ("Fine-tuning", "微调"),
+    "begun_with": ("Begun with", "起始模型"),
+    "trained": ("Trained", "训练部分"),
+    "whole_model": ("the whole model", "整个模型"),
+    "rank": ("Rank", "秩"),
+    "alpha": ("Alpha", "Alpha 缩放系数"),
+    "beside": ("Beside", "作用于"),
+    "trained_parameters": ("Trained parameters", "可训练参数"),
+    "of_them_trained": ("{} of them trained", "其中训练 {}"),
+    "of_all": ("{} of {} ({})", "{}，共 {}（{}）"),
+    "validation_accuracy": ("Validation accuracy", "验证准确率"),
+    "answers_loss": ("Loss of answers", "回答的损失"),
+    "answers_loss_intro": (
+        "Answers that took no part in training, each after its prompt; the prompt carries no loss.",
+        "回答未参与训练，逐条接在提示之后计算；提示部分不计损失。",
+    ),
+    "before": ("before fine-tuning", "微调前"),
+    "after": ("after", "微调后"),
+    "base_loss": ("Test loss before fine-tuning", "微调前的测试损失"),
+    "loss_fall": ("Fall of the test loss", "测试损失降幅"),
+    "less_than_before": ("{} less than before fine-tuning", "比微调前低 {}"),
+    "more_than_before": ("{} more than before fine-tuning", "比微调前高 {}"),
+    "answers_found": ("Answers found in texts", "抽取式问答"),
+    "answers_intro": (
+        "Questions about texts that took no part in training, in percent; ± is half of the 95% interval over"
+        " questions.",
+        "问题与文本均未参与训练，单位为百分比；± 为按问题自助法 95% 区间的一半。",
+    ),
+    "f1": ("F1", "F1 分数"),
+    "exact_match": ("Exact match", "完全匹配"),
+    "questions": ("Questions", "问题数"),
+    "all_questions": ("all questions", "全部问题"),
+    "with_answer": ("with an answer", "有答案"),
+    "without_answer": ("without one", "无答案"),
+    "threshold": (
+        "No answer is given where its score is above the best answer's by more than {}",
+        "“无答案”的得分比最佳答案高出 {} 以上时不作答",
+    ),
+    "fitted_on": ("fitted on {} other questions", "由另外 {} 个问题拟合"),
+    "not_read": ("Too long to read, and so not answered:", "因过长无法读取而未作答："),
+    "given": ("answered", "回答"),
+    "nothing": ("no answer", "无答案"),
+    "written": ("Written answers", "生成结果"),
+    "written_intro": (
+        "Answers to prompts that took no part in training; ± is half of the 95% interval. Scores compare only"
+        " where signatures are equal.",
+        "提示未参与训练；± 为 95% 区间的一半。仅签名相同的分数可比较。",
+    ),
+    "score": ("Score", "分数"),
+    "prompts": ("Prompts", "提示数"),
+    "rouge1": ("ROUGE-1", "ROUGE-1 分数"),
+    "rouge2": ("ROUGE-2", "ROUGE-2 分数"),
+    "rougeL": ("ROUGE-L", "ROUGE-L 分数"),
+    "rougeLsum": ("ROUGE-Lsum", "ROUGE-Lsum 分数"),
+    "lead_rougeL": ("ROUGE-L of the first sentences", "开头句基线的 ROUGE-L"),
+    "pass_at_k": ("pass@{}", "pass@{} 通过率"),
+    "lead_intro": (
+        "{}: the first sentences of the text itself, which a summary has to beat.",
+        "{}：直接取原文开头的句子，摘要应优于它。",
+    ),
+    "programs_intro": (
+        "Programs were run in a sandbox against each problem's tests; this is what they came to.",
+        "程序在沙箱中按各题的测试运行，结果如下。",
+    ),
+    "passed": ("passed all tests", "通过全部测试"),
+    "failed": ("failed a test", "未通过测试"),
+    "error": ("raised an error", "出现异常"),
+    "exited": ("ended before the tests", "测试前退出"),
+    "timeout": ("came to the limit of time", "超出时限"),
+    "memory": ("came to the limit of memory", "超出内存限制"),
+    "crashed": ("crashed", "崩溃"),
+    "preferences": ("Preferences", "偏好"),
+    "preferences_intro": (
+        "Pairs of answers that took no part in training: how often the preferred one has the higher reward,"
+        " and by how much on average.",
+        "成对回答未参与训练：较好回答的奖励更高的比例，以及平均高出多少。",
+    ),
+    "method": ("Method", "方法"),
+    "preference_accuracy": ("Preferred answers found", "偏好准确率"),
+    "margin": ("Reward margin", "奖励差"),
+    "pairs": ("Pairs", "对数"),
+    # checks of the data
+    "checks": ("Checks before the first step", "训练前的数据检查"),
+    "overruled": (
+        "These checks of the data failed, and the recipe waives them:",
+        "以下数据检查未通过，配方要求忽略：",
+    ),
+    "check": ("Check", "检查项"),
+    "finding": ("Finding", "结果"),
+    "ok": ("ok", "通过"),
+    "note": ("note", "提示"),
+    "waived": ("waived", "已忽略"),
+    "stop": ("STOP", "中止"),
+    "as_read": ("Samples as the model reads them", "模型实际读到的样本"),
     # samples
     "samples": ("Samples", "样例"),
     "samples_intro": ("The prompt is grey, the model's text dark.", "灰色为提示，深色为模型所写。"),
@@ -187,6 +282,8 @@ WORDS: dict[str, Words] = {
 }
 
 
-def word(key: str, language: Language) -> str:
-    """The word for `key`; a key that is not in the list is a mistake of ours."""
-    return WORDS[key][language == "zh"]
+def title(key: str) -> Words:
+    """The words of a figure; pass@k is one for any k."""
+    name, _, k = key.partition("@")
+    english, chinese = WORDS["pass_at_k" if k else name]
+    return english.format(k), chinese.format(k)

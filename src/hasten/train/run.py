@@ -16,6 +16,7 @@ from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
 from hasten.model.transformer import Transformer
+from hasten.objective.cross_entropy import CrossEntropy
 from hasten.objective.protocol import Objective
 from hasten.parallel.arrangement import Arrangement
 from hasten.parallel.recompute import recompute
@@ -142,6 +143,7 @@ class Run:
             micro_rows=self.plan.micro_rows,
             tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
             grid=self.grid,
+            words=isinstance(self.objective, CrossEntropy) and self.model.config.head == "vocabulary",
         )
 
     def fit(self) -> Summary:

@@ -18,8 +18,8 @@ from hasten.train.engine import Engine
 class Validation:
     """The same rows of the validation split each time, at most `max_tokens` of them.
 
-    Bits per byte need a tokenizer whose tokens are bytes: each target then stands for a known number of
-    them, an end of text for none.
+    `words` says that targets are words, of which there is a perplexity.  Bits per byte need a tokenizer whose
+    tokens are bytes: each target then stands for a known number of them, an end of text for none.
     """
 
     def __init__(
@@ -31,8 +31,9 @@ class Validation:
         micro_rows: int,
         tokenizer: Tokenizer | None = None,
         grid: Grid | None = None,
+        words: bool = True,
     ) -> None:
-        self.runtime, grid = runtime, grid or Grid.make(runtime)
+        self.runtime, self.words, grid = runtime, words, grid or Grid.make(runtime)
         rows = max(max_tokens // corpus.row_tokens, 1)
         self.batches: Sequence[Batch] = list(
             corpus.sweep(micro_rows, rows=rows, rank=grid.replica, world_size=grid.replicas)
@@ -53,14 +54,16 @@ class Validation:
         return [float(figure) for figure in figures.tolist()]
 
     def __call__(self, engine: Engine) -> dict[str, float]:
-        """`validation_loss` in nats per target, its exponential, how many targets.
+        """`validation_loss` in nats per target, of words its exponential, how many targets.
 
         `bits_per_byte` where the bytes of all targets are known, `validation_accuracy` of masked tokens, of
         classes, answers or preferences.
         """
         loss, count, correct = self.total(torch.stack(engine.measure(self.batches)))
         figures = {"validation_loss": loss / count, "validation_targets": int(count)}
-        figures["validation_perplexity"] = exp(min(loss / count, 700.0))  # e^700 is about the largest float
+        if self.words:
+            # e^700 is about the largest float.
+            figures["validation_perplexity"] = exp(min(loss / count, 700.0))
         if self.guesses:
             figures["validation_accuracy"] = correct / count
         if self.num_bytes is not None:

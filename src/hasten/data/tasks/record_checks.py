@@ -144,7 +144,7 @@ def duplicates(rows: Rows) -> Finding:
         return Finding("duplicates", True, f"no row of training comes twice ({total:,} rows)", stops=False)
     sentence = (
         f"{of(len(again), total, 'training rows')} say again what another says ({listed(again)}); they count"
-        " as often as they come: take them out"
+        " as often as they come: data.leave_out: [duplicates] keeps one of each"
     )
     return Finding("duplicates", False, sentence, tuple(again), stops=len(again) > MANY_DUPLICATES * total)
 
@@ -170,7 +170,8 @@ def conflicts(rows: Rows) -> Finding | None:
         )
     sentence = (
         f"{of(len(against), total, 'training rows')} give the same text another label, or prefer the other of"
-        f" the same answers ({listed(against)}); decide which is right and take the other out"
+        f" the same answers ({listed(against)}); decide which is right, or leave both out:"
+        " data.leave_out: [conflicts]"
     )
     return Finding("conflicts", False, sentence, tuple(against), stops=len(against) > MANY_CONFLICTS * total)
 
@@ -216,8 +217,8 @@ def leak(rows: Rows) -> Finding | None:
         return Finding("leak", True, f"none of {total:,} held-out rows is in training, nor nearly")
     parts = [f"{len(met):,} {what} ({listed(list(met.values()))})" for what, met in groups.items()]
     sentence = (
-        f"of {total:,} held-out rows training holds {', '.join(parts)}; the score would be too good: take"
-        " these rows out of training"
+        f"of {total:,} held-out rows training holds {', '.join(parts)}; the score would be too good:"
+        " data.leave_out: [leak] takes these rows out of training"
     )
     return Finding("leak", False, sentence, tuple(pair for met in groups.values() for pair in met.values()))
 
