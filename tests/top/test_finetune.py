@@ -153,6 +153,17 @@ def test_answers_are_found_in_texts(tmp_path, base):
     assert stages.evaluate(recipe)["answers"]["questions"] == 1
 
 
+def test_a_run_stops_when_validations_no_longer_get_better(tmp_path, base):
+    path = written(tmp_path, base(ENCODER), labelled(tmp_path))
+    still = ["train.optimizer={kind: adamw, learning_rate: 1.0e-12}", "train.patience=2", "train.steps=60"]
+    summary = stages.train(read(path, *still))
+    # The first validation, before step 1, is the best; two that are not better follow it.
+    assert (summary.completed, summary.steps) == (True, 6)
+    folder = tmp_path / "run/checkpoints"
+    note = json.loads((folder / "step-000006/manifest.json").read_text())["note"]
+    assert note["metric"] == pytest.approx(1 - summary.validation["validation_accuracy"])
+
+
 def test_the_recipe_that_is_kept_says_all_that_was_filled_in(tmp_path, base):
     path = written(tmp_path, base(DECODER), preferred(tmp_path))
     recipe = read(path)

@@ -1,4 +1,4 @@
-"""What a journey of fine-tuning shows at its end: the figures of its task, in the terminal and on the page."""
+"""What a journey of fine-tuning shows at its end: its task's figures, in the terminal and on the page."""
 
 import json
 from collections.abc import Callable

@@ -190,6 +190,8 @@ class Run:
                 for name in decision.looks:
                     self.watchdog.beat(self.state.step, name)
                     self.look(name, decision.moment)
+            if self.no_longer_learns() and not decision.moment.ended:
+                continue  # to decide anew, with nothing left to train
             if decision.save:
                 with self.times.of(CHECKPOINTS):
                     self.watchdog.beat(self.state.step, CHECKPOINT)
@@ -352,7 +354,7 @@ class Run:
             optimizer=self.optimizer,
             state=self.state_to_save(),
             tokenizer=self.tokenizer,
-            metric=self.metric() if VALIDATION in decision.looks else None,
+            metric=self.metric() if self.state.validated == self.state.step else None,
             parent=self.parent,
             notes=self.notes,
         )
@@ -374,6 +376,7 @@ class Run:
         figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
         if name == VALIDATION:
             self.state.validation = dict(figures)
+            self.state.validated = self.state.step
             self.state.judge(self.metric())
         if figures:
             self.journal.write(moment.step, name, {**figures, **self.place()})

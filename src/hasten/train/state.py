@@ -26,6 +26,7 @@ class State:
     rollbacks: int = 0
     finished: float | None = None  # the horizon's total, once it was reached
     validation: dict[str, float] = field(default_factory=dict)  # the last figures
+    validated: int = -1  # the step of these figures
     best: float | None = None  # the least metric of all validations
     worse: int = 0  # validations in a row, up to now, that had none better
     window: dict[str, Any] = field(default_factory=dict)
