@@ -24,7 +24,7 @@ from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
 from hasten.generate.translate import CHUNK_LINES
 from hasten.generate.translate import translate as translate_lines
-from hasten.model.transformer import Seq2Seq
+from hasten.model.transformer import Decoder, Seq2Seq
 from hasten.objective.preference import Preference
 from hasten.plan.here import predict
 from hasten.recipe import Recipe
@@ -98,7 +98,9 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         return score_masked(model, tokenizer, prepared, recipe.text, config, **record)
     if isinstance(model, Seq2Seq):
         return score_pairs(model, tokenizer, prepared, config, **record)
-    return score(model, tokenizer, list(prepared.texts(config.split)), config, **record)
+    begun = load_model(recipe.base_folder, choose_device(recipe.device))[0] if recipe.base_folder else None
+    base = begun if isinstance(begun, Decoder) else None
+    return score(model, tokenizer, list(prepared.texts(config.split)), config, base=base, **record)
 
 
 def generate(recipe: Recipe, on_text: OnText | None = None) -> list[Completion]:

@@ -134,6 +134,36 @@ def test_what_is_measured_of_each_task(tmp_path, base):
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["supervised"] == found["supervised"]
 
 
+def test_a_continued_pretraining_says_what_it_gained_and_what_it_cost(tmp_path, base):
+    texts = {"here": "the cat sat on the mat, again and again. ", "there": "0123 4567 89 "}
+    for name, text in texts.items():
+        for number in range(40 if name == "here" else 3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{number}.txt").write_text(f"{number} {text * 12}", encoding="utf-8")
+    given = {
+        "output": str(tmp_path / "run"),
+        "base": str(base(DECODER)),
+        "data": {
+            "sources": [str(tmp_path / "here")],
+            "split": {"validation": 0.1, "test": 0.2, "by": "document"},
+            "clean": {"near_duplicates": None, "repetition": False},
+            "row_tokens": 64,
+            "cache": str(tmp_path / "cache"),
+        },
+        "train": {"steps": 60, "batch_tokens": 256, "optimizer": {"kind": "adamw", "learning_rate": 3e-3}},
+        "evaluate": {"elsewhere": [str(tmp_path / "there")], "baselines": False},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(given), encoding="utf-8")
+    recipe = read(tmp_path / "recipe.yaml")
+    stages.train(recipe)
+    found = stages.evaluate(recipe)
+    assert found["continued"]["test"]["after"] == found["test"]
+    assert found["continued"]["test"]["change"] < -1 < found["continued"]["there"]["change"]
+    plain = stages.evaluate(recipe.model_copy(update={"checkpoint": tmp_path / "base-decoder"}))
+    assert plain["test"] == found["continued"]["test"]["before"]
+    assert all(part["change"] == 0 for part in plain["continued"].values())
+
+
 def test_preferences_are_measured_from_the_base(tmp_path, base):
     path = written(tmp_path, base(DECODER), preferred(tmp_path))
     recipe = read(path, "train.optimizer={kind: adamw, learning_rate: 0.003}", "train.steps=20")

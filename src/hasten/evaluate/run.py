@@ -13,14 +13,16 @@ from hasten.core.config import Config
 from hasten.core.console import Progress, say
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json
-from hasten.data.config import DataConfig
+from hasten.data.config import DataConfig, SourceConfig
 from hasten.data.masked import MaskedCorpus
 from hasten.data.pairs import pair_of
 from hasten.data.prepare import Prepared
 from hasten.data.source import Document
+from hasten.data.source import documents as documents_of
 from hasten.evaluate.baselines import baselines
 from hasten.evaluate.classify import ClassificationConfig
 from hasten.evaluate.code import FunctionPrompt, Snippet, function_prompts, parse_rate, parses
+from hasten.evaluate.continued import before_and_after
 from hasten.evaluate.language import TokenScores, Windows, score_texts, summarise
 from hasten.evaluate.masked import score_masked
 from hasten.evaluate.sample import sample
@@ -75,6 +77,9 @@ class EvaluateConfig(Config):
     )
     baselines: bool = Field(True, description="compress the same documents with LZMA")
     code: CodeConfig | None = None
+    elsewhere: tuple[SourceConfig, ...] = Field(
+        (), description="other texts, which a continued pretraining may have forgotten: what it cost there"
+    )
     classification: ClassificationConfig = ClassificationConfig()
     extraction: ExtractionConfig = ExtractionConfig()
     written: WrittenConfig | None = Field(
@@ -110,12 +115,14 @@ def evaluate(
     documents: Sequence[Document],
     config: EvaluateConfig,
     *,
+    base: Decoder | None = None,
     path: Path | None = None,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Score `model` on the `documents` of `config.split`; the result goes to `path` too, whole or not at all.
 
-    The result holds `{split: LanguageScore}` and, where they apply, "sources" (a score each), "baselines"
+    With the `base` that its training began with, "continued" compares the two, there and elsewhere.  The
+    result holds `{split: LanguageScore}` and, where they apply, "sources" (a score each), "baselines"
     and "code"; then how it was measured.  Raises DataError where there is nothing to measure, ConfigError
     where the configuration does not fit the model.
     """
@@ -131,9 +138,22 @@ def evaluate(
         **language(model, tokenizer, chosen, config),
         **({"baselines": baselines([d.text for d in chosen])} if config.baselines else {}),
         **({"code": code(model, tokenizer, chosen, config.code, config.seed)} if config.code else {}),
+        **({"continued": continued(model, base, tokenizer, chosen, config)} if base is not None else {}),
         "documents_available": len(documents),
     }
     return kept(result, tokenizer, config, began, checkpoint=checkpoint, path=path)
+
+
+def continued(
+    model: Decoder, base: Decoder, tokenizer: Tokenizer, chosen: Sequence[Document], config: EvaluateConfig
+) -> dict[str, Any]:
+    """The gain on the documents that were trained on, and the loss elsewhere."""
+    texts: dict[str, Sequence[Document]] = {config.split: chosen}
+    for source in config.elsewhere:
+        texts[source.title] = sample(list(documents_of(source)), config.max_bytes, config.seed)
+    bf16 = choose_precision(config.precision, next(model.parameters()).device) == "bf16"
+    windows = config.windows(model)
+    return before_and_after(model, base, tokenizer, texts, windows, bf16=bf16, score_end=config.score_end)
 
 
 def evaluate_masked(
