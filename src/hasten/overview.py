@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hasten.core import config
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, HastenError
 from hasten.model.config import ModelConfig
 from hasten.recipe import Recipe, load, shipped
 from hasten.train.optim import Rates
@@ -21,21 +21,31 @@ def costs(recipe: Recipe) -> list[str]:
     """Parameters, FLOPs per token and memory, as far as they are known before the tokenizer is."""
     try:
         model = known_vocabulary(recipe)
-    except ConfigError as error:
+    except HastenError as error:
         return [f"sizes: {error}"]
     row_tokens = recipe.data.row_tokens if recipe.data else model.max_positions
-    optimizer = recipe.train.optimizer.kind
-    states, row = model.state_bytes(optimizer), model.activation_bytes(1, row_tokens)
+    row = model.activation_bytes(1, row_tokens)
     flops = model.flops_per_token(row_tokens, **shares(recipe))
     return [
         f"parameters            {model.num_parameters:,}",
         f"FLOPs per token       {flops:,} in a training step, {row_of(recipe, row_tokens)}",
-        f"weights and {optimizer:<9} {megabytes(states)}: weights, gradients and moments in float32",
+        held(recipe, model),
         f"activations           {megabytes(row)} for one row of a micro-batch",
         *cache(model),
         f"batch                 {recipe.train.batch_tokens:,} tokens a step",
         *speed(recipe, model),
     ]
+
+
+def held(recipe: Recipe, model: ModelConfig) -> str:
+    """What is there all the time, in words."""
+    optimizer, adapt = recipe.train.optimizer.kind, recipe.adapt
+    if adapt is None:
+        states = megabytes(model.state_bytes(optimizer))
+        return f"weights and {optimizer:<9} {states}: weights, gradients and moments in float32"
+    rank = "of a rank that the data decide" if adapt.rank == "auto" else f"of rank {adapt.rank}"
+    frozen = "in four bits" if adapt.base == "nf4" else "in float32, or as products read them"
+    return f"frozen weights        {frozen}; beside them pairs {rank}, with gradients and moments"
 
 
 def cache(model: ModelConfig) -> list[str]:
@@ -47,8 +57,8 @@ def cache(model: ModelConfig) -> list[str]:
 
 def shares(recipe: Recipe) -> dict[str, Any]:
     """What the data say about a token's cost: sources beside it, and how many go through the head."""
-    kind, data = recipe.model.kind, recipe.data
-    if data is None or kind == "decoder":
+    kind, data = recipe.shape.kind, recipe.data
+    if data is None or kind == "decoder" or data.task is not None:
         return {}
     if kind == "encoder":
         return {"head_share": data.masking.share}
@@ -57,10 +67,10 @@ def shares(recipe: Recipe) -> dict[str, Any]:
 
 def row_of(recipe: Recipe, row_tokens: int) -> str:
     """What a row holds, in words."""
-    if recipe.model.kind == "seq2seq":
+    if recipe.shape.kind == "seq2seq":
         source = (recipe.data.source_row_tokens if recipe.data else None) or row_tokens
         return f"rows of {source:,} source and {row_tokens:,} target tokens, per target token"
-    if recipe.model.kind == "encoder" and recipe.data:
+    if recipe.shape.kind == "encoder" and recipe.data and recipe.data.task is None:
         return f"rows of {row_tokens:,} tokens, {recipe.data.masking.share:.0%} of them through the head"
     return f"rows of {row_tokens:,} tokens"
 
@@ -68,7 +78,8 @@ def row_of(recipe: Recipe, row_tokens: int) -> str:
 def speed(recipe: Recipe, model: ModelConfig) -> list[str]:
     """The rate of each kind of parameter at this size, and how often a matrix is updated."""
     rates = Rates.at(recipe.train.optimizer, model, recipe.train.batch_tokens)
-    each = ", ".join(f"{kind} {rate:.2g}" for kind, rate in rates.each.items())
+    moving = {kind: rate for kind, rate in rates.each.items() if recipe.adapt or kind != "adapter"}
+    each = ", ".join(f"{kind} {rate:.2g}" for kind, rate in moving.items())
     pace = f"every {rates.turns} steps, in turns: orthogonalising is dear here"
     return [
         f"learning rates        {each}",
@@ -78,8 +89,8 @@ def speed(recipe: Recipe, model: ModelConfig) -> list[str]:
 
 def known_vocabulary(recipe: Recipe) -> ModelConfig:
     """The model with a vocabulary: its own, or that of the tokenizer that will be trained."""
-    if recipe.model.vocab_size is not None:
-        return recipe.model
+    if recipe.shape.vocab_size is not None:
+        return recipe.shape
     size = getattr(recipe.data.tokenizer, "vocab_size", None) if recipe.data else None
     if size is None:
         raise ConfigError("not known before the tokenizer is; write model.vocab_size to see them")
