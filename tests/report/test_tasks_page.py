@@ -232,6 +232,14 @@ def test_the_accuracy_of_validations_is_a_curve_beside_the_loss(make_run):
     assert "验证准确率" in html and '"y":[0.525,0.55]' in html
 
 
+@pytest.mark.parametrize(("kind", "unit"), [("chat", "token"), ("labelled", "example"), ("spans", "example")])
+def test_the_loss_is_told_by_what_it_is_of(make_run, kind, unit):
+    """`count` of each objective: tokens that are learnt, or examples with one label, answer or preference."""
+    folder = make_run(recipe={"base": "models/small", "data": {"task": {"kind": kind}}})
+    words = Outline(page(folder)).words
+    assert f"nats per {unit}" in words and words.count("nats per ") == words.count(f"nats per {unit}")
+
+
 def test_runs_side_by_side_have_their_own_sections_and_rows(fine_tuned):
     one = fine_tuned(written("rouge", HARMLESS) | learnt_answers(), name="one")
     two = fine_tuned(programs(HARMLESS), name="two")

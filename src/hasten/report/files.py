@@ -153,6 +153,14 @@ class RunFiles:
         base = self.recipe.get("base")
         return base if isinstance(base, str) else None
 
+    @property
+    def loss_unit(self) -> str:
+        """The key of the words for what the training loss is of: a token, or an example with one answer."""
+        data = self.recipe.get("data")
+        task = data.get("task") if isinstance(data, dict) else None
+        kind = task.get("kind") if isinstance(task, dict) else None
+        return "nats_each" if kind in ("labelled", "spans", "preferences") else "nats"
+
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
     """Read several runs; those whose folders have the same name are told apart by their paths."""

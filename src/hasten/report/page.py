@@ -25,9 +25,9 @@ from hasten.report.files import RunFiles, read_runs
 from hasten.report.frame import Language, page_environment, render_page, translated
 from hasten.report.records import Classification
 from hasten.report.reliability import Reliability, make_reliability
-from hasten.report.summary import figures_of, rows
+from hasten.report.summary import figures_of, rows, title
 from hasten.report.tasks import Programs, Supervised, Written
-from hasten.report.words import WORDS, title
+from hasten.report.words import WORDS
 from hasten.train.times import PARTS
 
 TIME_WORDS = ("start", "data_wait", "forward_backward", "optimizer", "looks", "checkpoints", "rest")
@@ -66,6 +66,8 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
     environment = page_environment("hasten.report", WORDS)
     environment.globals |= {
         "colours": COLOURS,
+        "width": WIDTH,
+        "height": HEIGHT,
         "troubled": troubled,
         "time_bars": time_bars,
         "masked_bars": masked_bars,
@@ -98,8 +100,6 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
         bars=bars(runs),
         against_lzma=against_lzma(summaries[0]),
         differences=differences(runs),
-        width=WIDTH,
-        height=HEIGHT,
     )
 
 
@@ -112,9 +112,10 @@ def charts(runs: Sequence[RunFiles]) -> list[Chart]:
     """Loss, accuracy, learning rate, gradient norm, throughput and MFU, those there are figures for."""
     losses = loss_curves(runs)
     shadowed = any(curve.style == "faint" for curve in losses)
+    unit = runs[0].loss_unit if len({run.loss_unit for run in runs}) == 1 else ""
     note = "smoothed" if shadowed else "mean_curve" if len(runs) > 1 else ""
     drawn = [
-        make_chart("loss", "nats", losses, note=note, log=True, tall=True),
+        make_chart("loss", unit, losses, note=note, log=True, tall=True),
         make_chart(
             "validation_accuracy",
             "",

@@ -14,7 +14,7 @@ from hasten.report.curves import number
 from hasten.report.figures import compact, duration, percent, significant
 from hasten.report.files import Evaluation, RunFiles, read_run, read_runs
 from hasten.report.frame import Language, Words
-from hasten.report.words import title
+from hasten.report.words import WORDS
 
 RECENT = 50  # the final training loss is the mean over the last fiftieth of the lines
 
@@ -208,6 +208,13 @@ def rows(summaries: Sequence[dict[str, Any]]) -> list[tuple[Words, list[str]]]:
         for name, key, write in (*ROWS, *((name, name, one_decimal) for name in passes))
         if any(name in s for s in summaries)
     ]
+
+
+def title(key: str) -> Words:
+    """The words of a figure; pass@k is one for any k."""
+    name, _, k = key.partition("@")
+    english, chinese = WORDS["pass_at_k" if k else name]
+    return english.format(k), chinese.format(k)
 
 
 def show(*folders: Path, language: Language = "en") -> None:

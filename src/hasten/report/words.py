@@ -50,6 +50,7 @@ WORDS: dict[str, Words] = {
     "on_validation": ("on validation text", "验证文本"),
     "median": ("median", "中位数"),
     "nats": ("nats per token", "奈特/词元"),
+    "nats_each": ("nats per example", "奈特/样本"),
     "tokens_per_second": ("tokens per second", "词元/秒"),
     "of_peak": ("of the measured peak", "占实测峰值"),
     "less_than_lzma": ("{} fewer bits than LZMA", "比 LZMA 省 {}"),
@@ -182,12 +183,13 @@ WORDS: dict[str, Words] = {
     "with_answer": ("with an answer", "有答案"),
     "without_answer": ("without one", "无答案"),
     "threshold": (
-        "No answer is given where its score is above the best answer's by more than {}",
-        "“无答案”的得分比最佳答案高出 {} 以上时不作答",
+        "No answer is given where its score is above the best answer's by more than {}.",
+        "“无答案”的得分比最佳答案高出 {} 以上时不作答。",
     ),
-    "fitted_on": ("fitted on {} other questions", "由另外 {} 个问题拟合"),
+    "fitted_on": ("It was fitted on {} other questions.", "该阈值由另外 {} 个问题拟合得出。"),
     "not_read": ("Too long to read, and so not answered:", "因过长无法读取而未作答："),
     "given": ("answered", "回答"),
+    "gold": ("reference", "参考答案"),
     "nothing": ("no answer", "无答案"),
     "written": ("Written answers", "生成结果"),
     "written_intro": (
@@ -280,10 +282,3 @@ WORDS: dict[str, Words] = {
         "由 hasten 仅据此次训练的文件生成；页面无需网络。",
     ),
 }
-
-
-def title(key: str) -> Words:
-    """The words of a figure; pass@k is one for any k."""
-    name, _, k = key.partition("@")
-    english, chinese = WORDS["pass_at_k" if k else name]
-    return english.format(k), chinese.format(k)

@@ -24,9 +24,10 @@ PLAIN, LEARNT, SPECIAL, OFF = "\x1b[2m", "\x1b[1;32m", "\x1b[7m", "\x1b[0m"
 """ANSI: faint, bold green, inverse, and back to what was before."""
 LONGEST_RUN = 400
 """Tokens of a run without loss that are shown, half from each end."""
-LEGEND = (
-    "green: learnt; faint: read only; inverse: special tokens",
-    "绿色为学习部分，灰色仅供阅读，反色为特殊词元",
+LEGEND = "green: learnt; faint: read only; inverse: special tokens"
+PAGE_LEGEND = (
+    "green: learnt; grey: read only; framed: special tokens",
+    "绿色为学习部分，灰色仅供阅读，带框为特殊词元",
 )
 SIDES = {", chosen": "，较好", ", rejected": "，较差"}
 PLAIN_LEGEND = "in ⟦ ⟧: learnt; the rest is read only"
@@ -60,7 +61,7 @@ def samples_text(
     """
     coloured = supports_colour() if colour is None else colour
     write = ansi if coloured else bracketed
-    lines = [LEGEND[0] if coloured else PLAIN_LEGEND]
+    lines = [LEGEND if coloured else PLAIN_LEGEND]
     for number, unit in enumerate(units, 1):
         for part, example in enumerate(unit):
             lines.append(f"--- sample {number}{side(unit, part)}, {len(example.tokens):,} tokens")
@@ -93,7 +94,7 @@ def samples_json(
 
 def page(samples: Sequence[Mapping[str, Any]]) -> str:
     """What `samples_json` kept, as a fragment of a page; all of it is escaped."""
-    english, chinese = map(escape, LEGEND)
+    english, chinese = map(escape, PAGE_LEGEND)
     legend = f'<p class="remark"><span lang="en">{english}</span><span lang="zh">{chinese}</span></p>'
     return f'{legend}<div class="samples loss">{"".join(map(article, samples))}</div>'
 
