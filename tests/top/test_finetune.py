@@ -159,6 +159,8 @@ def test_a_continued_pretraining_says_what_it_gained_and_what_it_cost(tmp_path, 
     found = stages.evaluate(recipe)
     assert found["continued"]["test"]["after"] == found["test"]
     assert found["continued"]["test"]["change"] < -1 < found["continued"]["there"]["change"]
+    page = stages.report(recipe).read_text(encoding="utf-8")
+    assert f"{found['continued']['there']['change']:+.3f}" in page
     plain = stages.evaluate(recipe.model_copy(update={"checkpoint": tmp_path / "base-decoder"}))
     assert plain["test"] == found["continued"]["test"]["before"]
     assert all(part["change"] == 0 for part in plain["continued"].values())

@@ -26,6 +26,7 @@ from hasten.report.adapter import Adapter, read_adapter
 from hasten.report.checks import Checks
 from hasten.report.records import (
     Baseline,
+    BeforeAndAfter,
     Classification,
     CodeScore,
     MaskedScore,
@@ -46,6 +47,7 @@ class Evaluation(Record):
     test: Score | None = None
     validation: Score | None = None
     sources: dict[str, Score] = Field(default_factory=dict)
+    continued: dict[str, BeforeAndAfter] = Field(default_factory=dict)
     baselines: dict[str, Baseline] = Field(default_factory=dict)
     code: CodeScore | None = None
     masked: MaskedScore | None = None

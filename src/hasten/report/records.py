@@ -22,6 +22,14 @@ class Score(Record):
     documents: int | None = None
 
 
+class BeforeAndAfter(Record):
+    """The base and the model on the same texts; `change` is in bits a byte (`evaluate/continued.py`)."""
+
+    before: Score
+    after: Score
+    change: float
+
+
 class Baseline(Record):
     """What a compressor made of the same text."""
 

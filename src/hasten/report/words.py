@@ -166,6 +166,12 @@ WORDS: dict[str, Words] = {
     ),
     "before": ("before fine-tuning", "微调前"),
     "after": ("after", "微调后"),
+    "continued": ("Gained here, lost elsewhere", "此处所得，他处所失"),
+    "continued_intro": (
+        "Bits per byte of the base that training began with and of the trained model, on the same texts.",
+        "训练所用的基座与训练后的模型在同样文本上的每字节比特数。",
+    ),
+    "change": ("change", "变化"),
     "base_loss": ("Test loss before fine-tuning", "微调前的测试损失"),
     "loss_fall": ("Fall of the test loss", "测试损失降幅"),
     "less_than_before": ("{} less than before fine-tuning", "比微调前低 {}"),
