@@ -42,12 +42,6 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     checks = None
     if recipe.text.task is not None:
         checks = check_data(recipe, prepared, tokenizer, aloud=runtime.rank == 0)
-    if runtime.rank == 0:
-        claim(recipe)
-        if checks is not None:
-            keep_checks(recipe.output, checks)
-        # The report reads the run's folder alone, so what became of the data is noted there too.
-        shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
     precision = choose_precision(recipe.train.precision, runtime.device)
     corpus = recipe.corpus(prepared, "train", tokenizer)
     held_out = prepared.splits.get("validation")
@@ -59,6 +53,12 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     half = precision != "fp32" and grid.degrees["shard"] == 1
     start = beginning(architecture, recipe.base_folder, recipe.adapt, rank, half=half)
     model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision, start)
+    if runtime.rank == 0:
+        claim(recipe)  # once nothing can be refused: a folder that is claimed belongs to this recipe
+        if checks is not None:
+            keep_checks(recipe.output, checks)
+        # The report reads the run's folder alone, so what became of the data is noted there too.
+        shutil.copyfile(prepared.folder / RECORD, recipe.output / "data.json")
     for some in (corpus, validation):
         if isinstance(some, TaskCorpus):
             refer(recipe.objective, some, model, arrangement, runtime=runtime, precision=precision)

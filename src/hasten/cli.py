@@ -25,7 +25,7 @@ VERBS = {
     "inspect": "see what a model looks at in your text, head by head, and what it expected",
     "embed": "vectors of texts from an encoder, and how near they are to each other",
     "import": "make a checkpoint of a Hugging Face folder, a model of the hub or a GGUF file",
-    "export": "write a model for transformers (to=hf) or llama.cpp (to=gguf)",
+    "export": "write a model for transformers (to=hf), llama.cpp (to=gguf) or peft (to=peft)",
     "merge": "fold an adapter into its base: a plain model, compared before it is written",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",

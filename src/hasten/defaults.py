@@ -49,11 +49,17 @@ def kind_of(recipe: Mapping[str, Any]) -> str | None:
 
 def trained(train: dict[str, Any], task: str | None, continues: bool) -> dict[str, Any]:
     """The recipe's `train`, filled in."""
-    if task and not any(train.get(name) is not None for name in HORIZONS):
-        train["epochs"] = EPOCHS.get(task, 1)
+    if not any(train.get(name) is not None for name in HORIZONS):
+        train["epochs"] = EPOCHS.get(task or "", 1)
     if task in METRICS:
         train.setdefault("metric", METRICS[task])
     if continues:
-        train.setdefault("optimizer", dict(OPTIMIZER))
-        train.setdefault("schedule", dict(SCHEDULE))
+        train["optimizer"] = completed(train.get("optimizer", {}), OPTIMIZER)
+        train["schedule"] = completed(train.get("schedule", {}), SCHEDULE)
     return train
+
+
+def completed(given: Any, rule: Mapping[str, Any]) -> Any:
+    """What a recipe says of a section, the rest by rule; another kind has rules of its own."""
+    same = isinstance(given, Mapping) and given.get("kind", rule["kind"]) == rule["kind"]
+    return {**rule, **given} if same else given

@@ -289,5 +289,5 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of ours or in the Hugging Face layout."""
-    return (folder / "model.yaml").is_file() or (folder / "config.json").is_file()
+    """Whether a folder is a checkpoint of ours, in the Hugging Face layout, or an adapter of PEFT's."""
+    return any((folder / name).is_file() for name in ("model.yaml", "config.json", "adapter_config.json"))

@@ -16,6 +16,7 @@ from hasten.cli import main
 from hasten.core.config import dump
 from hasten.data.config import Task
 from hasten.data.tasks.findings import NAMES
+from hasten.evaluate.tasks import source_of
 from hasten.objective.preference import BETAS
 from hasten.recipe import find, shipped
 
@@ -122,3 +123,16 @@ def test_a_runs_folder_stands_for_its_recipe_where_that_has_a_base(tmp_path, mon
     (folder / "recipe.yaml").write_text(dump(given), encoding="utf-8")
     monkeypatch.setattr("hasten.recipe.checkpoint_in", lambda path: path)
     assert recipes.read(str(folder), []).text.tokenizer == given.text.tokenizer == Path("base")
+
+
+def test_what_a_recipe_says_of_a_section_leaves_the_rest_to_the_rules():
+    train = recipes.load(find("classify"), ["train.optimizer.learning_rate=3e-5"]).train
+    assert (train.optimizer.kind, train.optimizer.learning_rate) == ("adamw", 3e-5)
+    assert train.optimizer.betas == (0.9, 0.999) and train.schedule.kind == "linear"
+    assert recipes.load(find("classify"), ["train.optimizer.kind=muon"]).train.optimizer.kind == "muon"
+
+
+def test_the_lead_is_of_the_text_and_not_of_what_the_recipe_asks():
+    task = recipes.load(find("titles-zh")).data.task
+    record = task.record({"document": "本文研究词元。其余略去。", "summary": "词元"})
+    assert source_of(record, task) == "本文研究词元。其余略去。"

@@ -173,7 +173,8 @@ def texts_for(recipe: Recipe, text_files: Path, pairs_file: Path) -> list[str]:
     pairs = f"{{paths: {pairs_file}, source_field: en, target_field: de}}"
     source = pairs if recipe.model.kind == "seq2seq" else text_files
     clean = "data.clean={near_duplicates: null, repetition: false}"
-    return [f"data.sources=[{source}]", clean, "data.tokenizer.vocab_size=300"]
+    words = [] if recipe.base else ["data.tokenizer.vocab_size=300"]
+    return [f"data.sources=[{source}]", clean, *words]
 
 
 def rows_for(recipe: Recipe, tmp_path: Path) -> list[str]:

@@ -316,8 +316,9 @@ class Preparation:
         wanted = split == "train" or self.config.split.share(split) > 0
         if wanted and not splits[split]:
             total = sum(counts.documents for by_source in splits.values() for counts in by_source.values())
+            cut = "" if self.config.stays_whole else " data.split.by=position,"
             raise DataError(
-                f"data.split: of {total:,} documents none fell to {split}; write data.split.by=position,"
+                f"data.split: of {total:,} documents none fell to {split}; write{cut}"
                 f" a larger data.split.{split}, or data.split.{split}_sources"
             )
 

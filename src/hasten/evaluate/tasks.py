@@ -13,6 +13,7 @@ from hasten.data.split import Split
 from hasten.data.tasks.chat import ChatConfig, ChatEncoding
 from hasten.data.tasks.corpus import TaskCorpus
 from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.patterns import Pattern
 from hasten.data.tasks.preferences import PreferencesConfig
 from hasten.data.tasks.protocol import Record, Setting
 from hasten.data.tasks.spans import SpansConfig
@@ -182,7 +183,7 @@ def questions(subject: Subject, task: ChatConfig) -> list[Asked]:
     records = subject.held_out()[: config.max_rows]
     room = subject.model.config.max_positions - config.written.max_new_tokens
     found = zip(encoding.prompts(records, room), records, strict=True)
-    return [Asked(tuple(ids), tuple(record["references"]), source_of(record)) for ids, record in found]
+    return [Asked(tuple(ids), tuple(record["references"]), source_of(record, task)) for ids, record in found]
 
 
 def prompts_of(encoding: ChatEncoding, texts: Sequence[str]) -> list[list[int]]:
@@ -194,6 +195,10 @@ def prompts_of(encoding: ChatEncoding, texts: Sequence[str]) -> list[list[int]]:
     return encoding.prompts(asked)
 
 
-def source_of(record: Record) -> str:
-    """What was asked last."""
-    return str(record["messages"][-2]["content"]) if len(record["messages"]) > 1 else ""
+def source_of(record: Record, task: ChatConfig) -> str:
+    """What was asked last, without the recipe's own words around it: the text that a summary is of."""
+    text = str(record["messages"][-2]["content"]) if len(record["messages"]) > 1 else ""
+    if task.prompt is None:
+        return text
+    (before, _), (behind, column) = Pattern.of(task.prompt).pieces[0], Pattern.of(task.prompt).pieces[-1]
+    return text.removeprefix(before).removesuffix(behind if column is None else "")

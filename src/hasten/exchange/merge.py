@@ -107,7 +107,8 @@ def opened_beside(adapter: Path, base: Path) -> Parcel:
     parcel = opened(base)
     load_adapter(adapter, parcel.model)
     parcel.model.eval()
-    return parcel
+    template = template_source(adapter)  # what it was trained with, where it says so
+    return parcel if template is None else replace(parcel, template=template)
 
 
 def types_of(parcel: Parcel, model: Transformer) -> dict[str, torch.dtype]:

@@ -60,8 +60,14 @@ def load_adapted(folder: Path, device: torch.device | str = "cpu") -> tuple[Tran
         model = load_foreign_adapter(folder)
     else:
         model = load_hugging_face(folder)
-    tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER).is_file() else None
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer_in(folder)
+
+
+def tokenizer_in(folder: Path) -> Tokenizer | None:
+    """The tokenizer beside a model; of an adapter that brings none, its base's."""
+    if (folder / TOKENIZER).is_file():
+        return Tokenizer.load(folder)
+    return tokenizer_in(base_in(folder)) if is_adapter(folder) else None
 
 
 @torch.no_grad()
@@ -129,6 +135,13 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 
 def load_foreign_adapter(folder: Path) -> Transformer:
     """An adapter in PEFT's format beside the model that it names."""
+    model, _ = load_model(base_in(folder))
+    load_adapter(folder, model)
+    return model
+
+
+def base_in(folder: Path) -> Path:
+    """Where the model lies that an adapter of PEFT's belongs to."""
     base = Path(adapter_base(folder))
     place = next((path for path in (base, folder / base) if path.is_dir()), None)
     if place is None:
@@ -136,9 +149,7 @@ def load_foreign_adapter(folder: Path) -> Transformer:
             f"{folder}: belongs to the model {str(base)!r}, and there is no such folder; fetch that model and"
             " write its path as base_model_name_or_path into adapter_config.json"
         )
-    model, _ = load_model(place)
-    load_adapter(folder, model)
-    return model
+    return place
 
 
 def widened(layout: Layout) -> Layout:

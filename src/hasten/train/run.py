@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hasten.core.batch import Batch
-from hasten.core.errors import HastenError
+from hasten.core.errors import ConfigError, HastenError
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
@@ -376,6 +376,11 @@ class Run:
         figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
         if name == VALIDATION:
             self.state.validation = dict(figures)
+            if self.config.metric not in figures:
+                raise ConfigError(
+                    f"train.metric is {self.config.metric}, and of this training nothing is right or wrong; write"
+                    " validation_loss"
+                )
             self.state.validated = self.state.step
             self.state.judge(self.metric())
         if figures:
