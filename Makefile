@@ -5,7 +5,7 @@ READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksu
 PEERS := .venv-peers/.ready-$(shell cat bench/requirements.txt constraints.txt | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check models bench bench-peers clean
+.PHONY: help setup demo test quick check models bench bench-tasks bench-peers clean
 
 # Where `make models` puts trained models of others, and where tests look for them.
 export HASTEN_MODELS ?= $(CURDIR)/runs/models
@@ -60,6 +60,12 @@ bench: $(READY) $(PEERS) models  ## the programs that take minutes each; results
 	$(BIN)/python bench/planner_here.py --save bench/results/planner-here.json
 	test ! -d ../shared/data || $(BIN)/python bench/translate.py --save bench/results/translate.json
 	$(BIN)/python bench/readme.py
+	$(BIN)/python bench/benchmarks.py
+
+bench-tasks: $(READY) $(PEERS) models  ## fine-tuning on ../shared/data, by the recipes and by others; half a day
+	for task in $$($(BIN)/python bench/tasks.py --list | cut -d' ' -f1); do \
+	  $(BIN)/python bench/tasks.py $$task --save bench/results/tasks || exit 1; done
+	$(BIN)/python bench/task_peers.py --save bench/results/task-peers.json
 	$(BIN)/python bench/benchmarks.py
 
 bench-peers: $(PEERS)  ## the libraries that hasten is compared with, in .venv-peers

@@ -5,12 +5,13 @@ The prose is in bench/pages/.  A section whose result file is not there says whi
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from page_words import COMMANDS, WORDS, Words
+from page_words import COMMANDS, TASKS_COMMAND, WORDS, Words
+from task_pages import table, task_peers, task_scores
 
 ROOT = Path(__file__).parents[1]
 PAGES, RESULTS, DOCS = ROOT / "bench/pages", ROOT / "bench/results", ROOT / "docs"
@@ -21,8 +22,10 @@ Result = dict[str, Any]
 
 def page(name: str, results: Path = RESULTS) -> str:
     """The whole page `name`."""
-    commands = ["make setup", "make bench-peers", *COMMANDS.values(), "python bench/benchmarks.py"]
+    commands = ["make setup", "make bench-peers", *COMMANDS.values(), TASKS_COMMAND]
+    commands.append("python bench/benchmarks.py")
     slots = {stem: section(stem, results, WORDS[name]) for stem in SECTIONS}
+    slots["tasks"] = task_scores(results / "tasks", WORDS[name], machine)
     slots["commands"] = "\n".join(commands)
     prose = (PAGES / name).read_text(encoding="utf-8")
     return re.sub(r"^\{([a-z-]+)\}$", lambda slot: slots[slot[1]], prose, flags=re.M)
@@ -242,12 +245,6 @@ def machine(environment: Result, words: Words) -> str:
     return words["machine"].format(**environment)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 SECTIONS: dict[str, Callable[[Result, Words], str]] = {
     "compare-s": training,
     "compare-m": training,
@@ -259,6 +256,7 @@ SECTIONS: dict[str, Callable[[Result, Words], str]] = {
     "two-processes": two_processes,
     "planner-here": planned,
     "demo": demo,
+    "task-peers": lambda result, words: task_peers(result, words, machine),
 }
 """What writes a section, by the stem of its result file."""
 

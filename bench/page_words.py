@@ -13,8 +13,15 @@ COMMANDS = {
     "two-processes": "python bench/two_processes.py --save bench/results/two-processes.json",
     "planner-here": "python bench/planner_here.py --save bench/results/planner-here.json",
     "demo": "python bench/demo.py --times 3 --save bench/results/demo.json",
+    "task-peers": "python bench/task_peers.py --save bench/results/task-peers.json",
 }
 """What makes each result file, by its stem."""
+
+TASKS_COMMAND = (
+    "for task in $(python bench/tasks.py --list | cut -d' ' -f1); do"
+    " python bench/tasks.py $task --save bench/results/tasks; done"
+)
+"""What makes the result file of every task."""
 
 EN: Words = {
     "absent": "Not measured yet: `{command}`",
@@ -74,6 +81,27 @@ EN: Words = {
     "coming_in": "import: largest difference of a logit",
     "going_out": "export: the same",
     "kept": "tensors kept bit for bit",
+    "task": "task",
+    "score": "score on unseen rows",
+    "asked_for": "asked for",
+    "train_seconds": "training, s",
+    "whole_seconds": "whole journey, s",
+    "classified": "accuracy {accuracy:.1%} ({interval[0]:.1%}–{interval[1]:.1%}), commonest class"
+    " {baseline:.1%}",
+    "found": "F1 {f1:.1f}, exact {exact:.1f}",
+    "fell": "loss {base_loss:.3f} → {loss:.3f}, {fall:.1%} less",
+    "translated": "BLEU {bleu[score]:.1f} ± {bleu[interval]:.1f}, chrF {chrf[score]:.1f}",
+    "wrote": "{metric} {score:.1f}",
+    "above": ", baseline {score:.1f}",
+    "preferred": "{accuracy:.1%} of {pairs:,} pairs",
+    "peer": "peer",
+    "settings": "its rate, rows × passes of an update, precision",
+    "both_reach": "score that both reach",
+    "hasten_seconds": "hasten, s",
+    "peer_seconds": "peer, s",
+    "share": "hasten's time over the peer's (each round)",
+    "best": "best score, hasten / peer",
+    "memories": "memory, MiB, hasten / peer",
 }
 ZH: Words = {
     "absent": "尚未测量：`{command}`",
@@ -133,5 +161,25 @@ ZH: Words = {
     "coming_in": "导入：logit 的最大差",
     "going_out": "导出：同上",
     "kept": "逐位不变的张量",
+    "task": "任务",
+    "score": "在未见过的行上的得分",
+    "asked_for": "要求",
+    "train_seconds": "训练，秒",
+    "whole_seconds": "全程，秒",
+    "classified": "准确率 {accuracy:.1%}（{interval[0]:.1%}–{interval[1]:.1%}），最常见的类 {baseline:.1%}",
+    "found": "F1 {f1:.1f}，完全匹配 {exact:.1f}",
+    "fell": "损失 {base_loss:.3f} → {loss:.3f}，降低 {fall:.1%}",
+    "translated": "BLEU {bleu[score]:.1f} ± {bleu[interval]:.1f}，chrF {chrf[score]:.1f}",
+    "wrote": "{metric} {score:.1f}",
+    "above": "，基线 {score:.1f}",
+    "preferred": "{pairs:,} 对中的 {accuracy:.1%}",
+    "peer": "对手",
+    "settings": "其学习率、每次更新的行数 × 遍数、精度",
+    "both_reach": "双方都达到的得分",
+    "hasten_seconds": "hasten，秒",
+    "peer_seconds": "对手，秒",
+    "share": "hasten 用时与对手之比（各轮）",
+    "best": "最好得分，hasten / 对手",
+    "memories": "内存，MiB，hasten / 对手",
 }
 WORDS = {"benchmarks.md": EN, "benchmarks.zh-CN.md": ZH}

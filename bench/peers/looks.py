@@ -30,7 +30,7 @@ class Looks(TrainerCallback):
         """The clock begins, after a look at what the model is before."""
         self.places = {ceil(state.max_steps * k / self.count) for k in range(1, self.count + 1)}
         self.startup = time.monotonic() - self.started
-        if self.count:
+        if self.count > 1:
             self.base = self.score(kwargs["model"].eval())
             kwargs["model"].train()
         self.began = time.monotonic()

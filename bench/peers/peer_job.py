@@ -19,7 +19,6 @@ from peers.process import BENCH, MissingError, WorkerError
 
 from hasten.core.files import write_json
 
-PROBE_STEPS = 6
 BY_EPOCHS = -1
 
 
@@ -71,9 +70,11 @@ class PeerJob:
 
     def settings(self) -> dict[str, Any]:
         """The arm's options with what was found: precision, and the rate and the rows of a tuned one."""
+        if self.steps:  # nothing is measured
+            return {**self.arm.options, "bf16": True}
         options = {**self.arm.options, "bf16": self.bf16}
-        if not self.arm.rates or self.steps:
-            return {**options, **({"learning_rate": self.arm.rates[0]} if self.arm.rates else {})}
+        if not self.arm.rates:
+            return options
         best = min(({**options, "learning_rate": rate} for rate in self.arm.rates), key=self.badness)
         return min(
             ({**best, "batch_rows": rows} for rows in self.arm.batches), key=self.badness, default=best
@@ -87,7 +88,7 @@ class PeerJob:
     def step_seconds(self, *, bf16: bool) -> float:
         """Of a step of the arm, the median of a few."""
         options = {**self.arm.options, "bf16": bf16}
-        found = self.known("probe", options, lambda: self.train(options, max_steps=PROBE_STEPS))
+        found = self.known("probe", options, lambda: self.train(options, max_steps=self.job.probe_steps))
         return float(found["step_seconds"])
 
     def badness(self, options: Mapping[str, Any]) -> float:
@@ -103,10 +104,10 @@ class PeerJob:
         self, what: str, options: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """What is kept of a training, or `make` it."""
-        if self.steps:
-            return make()
         return self.kept.get(f"{self.job.task} {what} {json.dumps(options, sort_keys=True)}", make)
 
     def steps_within(self, seconds: float) -> int:
         """As many as fit."""
+        if self.steps:
+            return self.steps
         return max(1, ceil(seconds / self.step_seconds(bf16=self.bf16)))

@@ -19,11 +19,24 @@ def best(run: Run, *, higher: bool) -> float:
 
 
 def reached(run: Run, score: float, *, higher: bool) -> dict[str, float] | None:
-    """Seconds of the loop and of the process until a look found at least `score`; None where none did."""
+    """Seconds of the loop and of the process until the score was `score`; None where no look found it.
+
+    Between two looks, the score is taken to change in proportion to time.
+    """
+    sign, before = 1 if higher else -1, (0.0, run.get("base_score"))
     for look in run["looks"]:
-        if look["score"] >= score if higher else look["score"] <= score:
-            return {"loop": look["seconds"], "process": run["startup_seconds"] + look["seconds"]}
+        if sign * look["score"] >= sign * score:
+            seconds = between(before, (look["seconds"], look["score"]), score)
+            return {"loop": seconds, "process": run["startup_seconds"] + seconds}
+        before = look["seconds"], look["score"]
     return None
+
+
+def between(before: tuple[float, float | None], after: tuple[float, float], score: float) -> float:
+    """When the line through two (seconds, score) is at `score`; at `after` where nothing was seen before."""
+    if before[1] is None or before[1] == after[1]:
+        return after[0]
+    return before[0] + (after[0] - before[0]) * (score - before[1]) / (after[1] - before[1])
 
 
 def beside(ours: Run, theirs: Run, *, higher: bool) -> dict[str, Any]:

@@ -378,7 +378,7 @@ class Run:
             self.state.validation = dict(figures)
             if self.config.metric not in figures:
                 raise ConfigError(
-                    f"train.metric is {self.config.metric}, and of this training nothing is right or wrong; write"
+                    f"train.metric is {self.config.metric}, and here nothing is right or wrong; write"
                     " validation_loss"
                 )
             self.state.validated = self.state.step
