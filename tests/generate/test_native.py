@@ -298,7 +298,8 @@ def test_every_field_of_a_shape_is_followed_or_declined():
     assert known <= ModelConfig.model_fields.keys()
     assert ModelConfig.model_fields.keys() - known == {
         "num_encoder_layers", "relative_buckets", "relative_distance", "num_token_types", "head",
-        "num_classes", "pooler", "head_transform", "logit_scale", "source_vocab_size", "start_id",
+        "num_classes", "class_names", "pooler", "head_transform", "logit_scale", "source_vocab_size",
+        "start_id",
     }  # fmt: skip
 
 

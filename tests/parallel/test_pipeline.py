@@ -18,16 +18,15 @@ from hasten.core.batch import IGNORE, Batch
 from hasten.core.errors import ConfigError
 from hasten.core.runtime import Runtime
 from hasten.model.config import ModelConfig
-from hasten.model.transformer import Transformer, assemble, build
+from hasten.model.transformer import Transformer, build
 from hasten.objective.cross_entropy import CrossEntropy
-from hasten.parallel.apply import set_first_weights
-from hasten.parallel.arrangement import Arrangement, local
+from hasten.parallel.apply import parallelize
+from hasten.parallel.arrangement import local
 from hasten.parallel.config import ParallelConfig
-from hasten.parallel.fsdp import shard
 from hasten.parallel.gradients import clip_gradients
 from hasten.parallel.grid import Grid
 from hasten.parallel.messages import Form, read_forms, written
-from hasten.parallel.pipeline import Chain, cut, head_layers, spans
+from hasten.parallel.pipeline import Chain, head_layers, spans
 from hasten.parallel.schedules import Op, program, simulate
 from hasten.train.engine import Whole
 from hasten.train.pipelined import Pipelined
@@ -134,24 +133,10 @@ class Saved:
         return saved
 
 
-def staged(config: ModelConfig, grid: Grid) -> tuple[Transformer, Arrangement]:
-    """This process's part of a model."""
-    arrangement = Arrangement(grid)
-    with torch.device("meta"):
-        model = assemble(config)
-    cut(model, arrangement)
-    if grid.degrees["shard"] > 1:
-        shard(model, grid)
-    model.to_empty(device=CPU)
-    set_first_weights(model, arrangement, config, seed=0)
-    arrangement.note(model)
-    return model, arrangement
-
-
 def part(runtime: Runtime, run: Run) -> dict[str, Any]:
     """What one process of a pipeline finds."""
     grid = Grid.make(runtime, ParallelConfig.model_validate(run.parallel))
-    model, arrangement = staged(config_of(run.model), grid)
+    model, arrangement = parallelize(config_of(run.model), 0, grid)
     engine = Watched(
         model, run.objective, runtime, precision=run.precision, compiled=False, arrangement=arrangement
     )

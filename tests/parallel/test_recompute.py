@@ -157,7 +157,7 @@ def sharded_steps(runtime: Runtime) -> list[dict[str, Tensor]]:
         recompute(model, mode)
         shard(model, grid)
         model.to_empty(device="cpu")
-        set_first_weights(model, Arrangement(grid), model.config, seed=0)
+        set_first_weights(model, Arrangement(grid), model.config, seed=0, given={})
         model.train()
         step(model)
         found.append(step(model))  # gradients of both: what was gathered for the first is gathered again
