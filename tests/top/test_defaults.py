@@ -49,12 +49,10 @@ def test_what_is_no_recipe_is_left_for_the_check_to_refuse(recipe):
 
 
 def test_rates_follow_the_width_and_pairs_take_ten_times_as_much():
-    """5e-5 at BERT's width, as its authors recommend (Devlin et al. 2019, A.3: 5e-5, 3e-5, 2e-5)."""
+    """Between 2e-5 and 5e-5 at BERT's width (Devlin et al. 2019, A.3), 1e-5 to 2e-5 at that of 7B models."""
     auto = AdamWConfig(learning_rate="auto")
     small, large = (Rates.at(auto, ModelConfig(vocab_size=9, dim=dim), 1024) for dim in (768, 4096))
-    assert small["matrix"] == pytest.approx(5e-5, rel=0.05) and large["matrix"] == pytest.approx(
-        1e-5, rel=0.05
-    )
+    assert 2e-5 < small["matrix"] < 5e-5 and 1e-5 < large["matrix"] < 2e-5
     assert small["adapter"] == 10 * small["matrix"]
     given = AdamWConfig(learning_rate="auto", adapter_learning_rate=3e-4)
     assert Rates.at(given, ModelConfig(vocab_size=9, dim=768), 1024)["adapter"] == 3e-4

@@ -67,7 +67,7 @@ class AdamWConfig(Config):
         """The same with a number for a rate."""
         if self.learning_rate != "auto":
             return self
-        return self.model_copy(update={"learning_rate": FINE_TUNING / model.dim})
+        return self.model_copy(update={"learning_rate": FINE_TUNING / model.dim**0.5})
 
 
 class MuonConfig(Config):

@@ -21,9 +21,9 @@ from hasten.ops.orthogonalize import flops
 Kind = Literal["matrix", "output", "embedding", "head", "vector", "adapter"]
 KINDS: tuple[Kind, ...] = ("matrix", "output", "embedding", "head", "vector", "adapter")
 OUTPUTS = ("out", "down")
-FINE_TUNING = 0.04
-"""Rate times width of a training that begins with a trained model: 5e-5 at 768, 1e-5 at 4,096, as published
-recipes have it."""
+FINE_TUNING = 1e-3
+"""Rate times the root of the width of a training that begins with a trained model: 3.6e-5 at 768, 1.6e-5 at
+4,096, as published recipes have it."""
 ADAPTER_TIMES = 10.0
 """What thin pairs want of the rate that is right for whole matrices (Schulman et al. 2025)."""
 
