@@ -180,7 +180,7 @@ def texts_for(recipe: Recipe, text_files: Path, pairs_file: Path) -> list[str]:
 def rows_for(recipe: Recipe, tmp_path: Path) -> list[str]:
     """Rows of the recipe's task in place of its own."""
     rows = [f"data.{name}={json.dumps(value)}" for name, value in like_its_own(recipe, tmp_path).items()]
-    return rows if recipe.base else [*rows, "data.tokenizer.vocab_size=70"]
+    return rows if recipe.base else [*rows, "data.tokenizer.vocab_size=260"]
 
 
 def beginning_for(recipe: Recipe, tmp_path: Path, byte_tokenizer) -> list[str]:
