@@ -7,7 +7,7 @@ from hasten.core.files import fingerprint
 from hasten.core.runtime import Runtime
 from hasten.data.prepare import RECORD, Prepared
 from hasten.data.tasks.corpus import TaskCorpus
-from hasten.data.tasks.protocol import Setting
+from hasten.data.tasks.dialogues import SpokenEncoding
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.objective.preference import Preference
@@ -15,15 +15,15 @@ from hasten.parallel.apply import parallelize
 from hasten.parallel.arrangement import Arrangement
 from hasten.parallel.grid import Grid
 from hasten.recipe import Objective, Recipe
+from hasten.tokenizer.template import TEMPLATE
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
-from hasten.train.begin import beginning, notes_of
+from hasten.train.begin import beginning
 from hasten.train.engine import choose_precision
 from hasten.train.reference import reference
 from hasten.train.run import Run
 from hasten.trust import check_data, keep_checks
 
-TEMPLATE = "chat_template.jinja"
 REFERENCES = "references"
 """The folder beside prepared data with what starting models gave preferred answers."""
 
@@ -39,9 +39,9 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     architecture = recipe.architecture(tokenizer, prepared.learnt)
     recipe.check_batch(grid.replicas)  # before anything is written
     agree(recipe, prepared, runtime)
-    checks = None
-    if recipe.text.task is not None:
-        checks = check_data(recipe, prepared, tokenizer, aloud=runtime.rank == 0)
+    checks, encoding = None, recipe.encoding(tokenizer, prepared.learnt)
+    if encoding is not None:
+        checks = check_data(recipe.text, prepared, tokenizer, encoding, aloud=runtime.rank == 0)
     precision = choose_precision(recipe.train.precision, runtime.device)
     corpus = recipe.corpus(prepared, "train", tokenizer)
     held_out = prepared.splits.get("validation")
@@ -51,7 +51,9 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
         recipe.adapt.check_mesh(grid.degrees, precision)
     # FSDP wants parameters of one type, and casts what it gathers.
     half = precision != "fp32" and grid.degrees["shard"] == 1
-    start = beginning(architecture, recipe.base_folder, recipe.adapt, rank, half=half)
+    start, notes = beginning(architecture, recipe.base_folder, recipe.adapt, rank, half=half)
+    if isinstance(encoding, SpokenEncoding):  # how a model of conversations is to be asked
+        notes[TEMPLATE] = encoding.template
     model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision, start)
     if runtime.rank == 0:
         claim(recipe)  # once nothing can be refused: a folder that is claimed belongs to this recipe
@@ -74,22 +76,8 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
         tokenizer=prepared.tokenizer,
         parent=prepared.folder.name,
         started=started,
-        notes={
-            **notes_of(recipe.base_folder, recipe.adapt, rank),
-            **template_of(recipe, prepared, tokenizer),
-        },
+        notes=notes,
     )
-
-
-def template_of(recipe: Recipe, prepared: Prepared, tokenizer: Tokenizer) -> dict[str, str]:
-    """The chat template that a model of conversations is to be asked by: `chat_template.jinja`."""
-    task = recipe.text.task
-    if task is None or task.kind not in ("chat", "preferences"):
-        return {}
-    setting = Setting(
-        tokenizer, recipe.shape.kind, recipe.text.row_tokens, recipe.base_folder, prepared.learnt
-    )
-    return {TEMPLATE: task.open(setting).template}
 
 
 def agree(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> None:

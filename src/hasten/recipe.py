@@ -19,6 +19,7 @@ from hasten.data.corpora import open_corpus
 from hasten.data.corpus import Corpus
 from hasten.data.prepare import Prepared, input_fingerprint, prepare
 from hasten.data.split import Split
+from hasten.data.tasks.protocol import Encoding, Setting
 from hasten.defaults import CROSS_ENTROPY, OBJECTIVES, filled
 from hasten.evaluate.run import EvaluateConfig
 from hasten.generate.config import GenerateConfig
@@ -226,6 +227,12 @@ class Recipe(Config):
             start_id=self.start_id(tokenizer),
             weights=self.weights() if split == "train" else None,
         )
+
+    def encoding(self, tokenizer: Tokenizer, learnt: Mapping[str, Any]) -> Encoding | None:
+        """The recipe's task with the tokenizer and what was learnt of its data; None without a task."""
+        task, rows = self.text.task, self.text.row_tokens
+        setting = Setting(tokenizer, self.shape.kind, rows, self.base_folder, learnt)
+        return None if task is None else task.open(setting)
 
     def rank_for(self, corpus: Corpus) -> int | None:
         """How thick the pairs are that `adapt` trains: as it says, or by how much there is to learn."""

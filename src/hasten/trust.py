@@ -10,15 +10,15 @@ from typing import Any
 
 from hasten.core.console import say
 from hasten.core.files import fingerprint, write_json
+from hasten.data.config import DataConfig
 from hasten.data.prepare import Prepared
 from hasten.data.split import SPLITS, Split
 from hasten.data.tasks.checks import Examples, example_findings
 from hasten.data.tasks.findings import Finding, Part, Rows, check_waived, stop_unless_waived, told
-from hasten.data.tasks.protocol import Encoding, Example, Setting, Unit
+from hasten.data.tasks.protocol import Encoding, Example, Unit
 from hasten.data.tasks.record_checks import record_findings
 from hasten.data.tasks.rendered import samples_json, samples_text
 from hasten.data.tasks.table import PLACE, Table, open_tables
-from hasten.recipe import Recipe
 from hasten.tokenizer.tokenizer import Tokenizer
 
 CHECKS = "checks.json"
@@ -26,16 +26,15 @@ SAMPLES = 3
 LEFT_OUT = "left out"
 
 
-def check_data(recipe: Recipe, prepared: Prepared, tokenizer: Tokenizer, *, aloud: bool) -> dict[str, Any]:
+def check_data(
+    data: DataConfig, prepared: Prepared, tokenizer: Tokenizer, encoding: Encoding, *, aloud: bool
+) -> dict[str, Any]:
     """Look at everything that is to be trained and measured on, and say what was found, `aloud` or not.
 
     Returns the record for `checks.json`.  Raises DataError, with all that is wrong, where that stops the run.
     """
-    data = recipe.text
     assert data.task is not None
     check_waived(data.waive)
-    setting = Setting(tokenizer, recipe.shape.kind, data.row_tokens, recipe.base_folder, prepared.learnt)
-    encoding = data.task.open(setting)
     parts: dict[str, Part] = {s: part_of(prepared, s) for s in SPLITS if s in prepared.splits}
     found = [
         *record_findings(Rows(data.task, parts, prepared.learnt)),

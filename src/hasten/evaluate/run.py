@@ -108,6 +108,10 @@ class EvaluateConfig(Config):
             )
         return Windows(context, self.stride or max(context // 2, 1), self.batch_tokens)
 
+    def bf16(self, model: Transformer) -> bool:
+        """Whether products are rounded to bf16 on the model's device."""
+        return choose_precision(self.precision, next(model.parameters()).device) == "bf16"
+
 
 def evaluate(
     model: Decoder,
@@ -134,26 +138,33 @@ def evaluate(
             " or choose another with evaluate.split"
         )
     chosen = sample(documents, config.max_bytes, config.seed)
+    scores = language(model, tokenizer, chosen, config)
     result = {
-        **language(model, tokenizer, chosen, config),
+        **scores,
         **({"baselines": baselines([d.text for d in chosen])} if config.baselines else {}),
         **({"code": code(model, tokenizer, chosen, config.code, config.seed)} if config.code else {}),
-        **({"continued": continued(model, base, tokenizer, chosen, config)} if base is not None else {}),
+        **({"continued": continued(model, base, tokenizer, chosen, config, scores=scores)} if base else {}),
         "documents_available": len(documents),
     }
     return kept(result, tokenizer, config, began, checkpoint=checkpoint, path=path)
 
 
 def continued(
-    model: Decoder, base: Decoder, tokenizer: Tokenizer, chosen: Sequence[Document], config: EvaluateConfig
+    model: Decoder,
+    base: Decoder,
+    tokenizer: Tokenizer,
+    chosen: Sequence[Document],
+    config: EvaluateConfig,
+    *,
+    scores: dict[str, Any],
 ) -> dict[str, Any]:
-    """The gain on the documents that were trained on, and the loss elsewhere."""
+    """The gain on documents like those of training, whose `scores` are known, and the loss elsewhere."""
     texts: dict[str, Sequence[Document]] = {config.split: chosen}
     for source in config.elsewhere:
         texts[source.title] = sample(list(documents_of(source)), config.max_bytes, config.seed)
-    bf16 = choose_precision(config.precision, next(model.parameters()).device) == "bf16"
-    windows = config.windows(model)
-    return before_and_after(model, base, tokenizer, texts, windows, bf16=bf16, score_end=config.score_end)
+    how = {"bf16": config.bf16(model), "score_end": config.score_end}
+    known: dict[str, Any] = {config.split: scores[config.split]}
+    return before_and_after(model, base, tokenizer, texts, config.windows(model), known=known, **how)
 
 
 def evaluate_masked(
@@ -191,7 +202,7 @@ def evaluate_masked(
         tokenizer,
         corpus,
         prepared.shards("train"),
-        bf16=choose_precision(config.precision, next(model.parameters()).device) == "bf16",
+        bf16=config.bf16(model),
         rows=max(round(share * corpus.num_rows), 1),
     )
     result = {"masked": {"split": config.split, **asdict(score)}}
@@ -221,7 +232,7 @@ def evaluate_pairs(
             " sources of its own in data.split.test_sources"
         )
     pairs = [pair_of(document) for document in sample(documents, config.max_bytes, config.seed)]
-    bf16 = choose_precision(config.precision, next(model.parameters()).device) == "bf16"
+    bf16 = config.bf16(model)
     references = score_references(model, tokenizer, pairs, config.batch_tokens, bf16=bf16)
     asked = config.translation
     written = None if asked is None else score_translations(model, tokenizer, pairs, asked)
@@ -260,7 +271,7 @@ def language(
     model: Decoder, tokenizer: Tokenizer, documents: Sequence[Document], config: EvaluateConfig
 ) -> dict[str, Any]:
     """`{split: score}`, and `"sources": {name: score}` where there are several sources."""
-    bf16 = choose_precision(config.precision, next(model.parameters()).device) == "bf16"
+    bf16 = config.bf16(model)
     with Progress("evaluate", unit="tokens") as progress:
 
         def show(done: int, total: int) -> None:

@@ -73,8 +73,9 @@ def score_preferences(
             hidden = base(**objective.inputs(batch))
             batch.extra[REFERENCE] = objective.texts(base, hidden, batch).log_probs.float()
         hidden = model(**objective.inputs(batch))
-        margin = objective.margin(objective.texts(model, hidden, batch), batch)  # 0 beyond a row's pairs
-        loss, correct = objective.loss(model, hidden, batch), objective.correct(model, hidden, batch)
+        texts = objective.texts(model, hidden, batch)
+        margin = objective.margin(texts, batch)  # 0 beyond a row's pairs
+        loss, correct = objective.loss_of(texts, batch), objective.correct_of(margin, batch)
         return torch.stack(
             [value.double() for value in (loss, correct, margin.sum(), objective.count(batch))]
         )

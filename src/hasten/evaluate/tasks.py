@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ from hasten.data.tasks.patterns import Pattern
 from hasten.data.tasks.preferences import PreferencesConfig
 from hasten.data.tasks.protocol import Record, Setting
 from hasten.data.tasks.spans import SpansConfig
+from hasten.evaluate import classify, spans
 from hasten.evaluate.classify import Classifier, class_names, score_labelled
 from hasten.evaluate.programs import read_problems
 from hasten.evaluate.run import EvaluateConfig, kept
-from hasten.evaluate.spans import AnswerFinder, as_record, score_spans
+from hasten.evaluate.spans import AnswerFinder, score_spans
 from hasten.evaluate.supervised import score_preferences, score_supervised
 from hasten.evaluate.written import Asked, score_written
 from hasten.generate.engine import check_vocabulary
 from hasten.model.transformer import Transformer
 from hasten.objective.preference import Preference
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.engine import choose_precision
 from hasten.train.load import load_model
 
 
@@ -46,13 +47,17 @@ class Subject:
     @property
     def bf16(self) -> bool:
         """Whether products are rounded so."""
-        device = next(self.model.parameters()).device
-        return choose_precision(self.config.precision, device) == "bf16"
+        return self.config.bf16(self.model)
+
+    def begun(self, folder: Path) -> Transformer:
+        """The model in a folder, where the one is that is measured."""
+        return load_model(folder, next(self.model.parameters()).device)[0]
 
     def records(self, split: Split) -> list[Record]:
         """All records of a split; none where there is no such split."""
         return [record for _, record in self.prepared.records(split)] if split in self.prepared.splits else []
 
+    @cached_property
     def held_out(self) -> list[Record]:
         """The records to measure on."""
         found = self.records(self.config.split)
@@ -69,7 +74,7 @@ class Subject:
 
     def corpus(self) -> TaskCorpus:
         """The records to measure on, as rows."""
-        self.held_out()
+        assert self.held_out
         folder, split = self.prepared.folder, self.config.split
         return TaskCorpus(folder, split, self.data.row_tokens, self.config.seed, pad_id=self.tokenizer.pad_id)
 
@@ -116,11 +121,11 @@ def classified(subject: Subject, task: LabelledConfig) -> dict[str, Any]:
     )
     score = score_labelled(
         Classifier(*place, bf16=subject.bf16),
-        subject.held_out(),
+        subject.held_out,
         subject.config.classification,
         validation=subject.others(),
     )
-    return {"classification": {"split": subject.config.split, **asdict(score)}}
+    return {"classification": classify.as_record(score, subject.config.split)}
 
 
 def extracted(subject: Subject, task: SpansConfig) -> dict[str, Any]:
@@ -129,12 +134,12 @@ def extracted(subject: Subject, task: SpansConfig) -> dict[str, Any]:
     finder = AnswerFinder(*place, bf16=subject.bf16)
     score = score_spans(
         finder,
-        subject.held_out(),
+        subject.held_out,
         subject.config.extraction,
         validation=subject.others(),
         unanswerable=bool(subject.prepared.learnt.get("unanswerable")),
     )
-    return {"answers": as_record(score, subject.config.split)}
+    return {"answers": spans.as_record(score, subject.config.split)}
 
 
 def preferred(subject: Subject) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def preferred(subject: Subject) -> dict[str, Any]:
             raise ConfigError(
                 "preferences are measured from the model that training began with; write base: ..."
             )
-        base = load_model(subject.base, next(subject.model.parameters()).device)[0]
+        base = subject.begun(subject.base)
     score = score_preferences(subject.model, base, subject.corpus(), subject.objective, bf16=subject.bf16)
     return {
         "preferences": {"split": subject.config.split, "method": subject.objective.method, **asdict(score)}
@@ -158,8 +163,8 @@ def answered(subject: Subject, task: ChatConfig) -> dict[str, Any]:
     corpus, base = subject.corpus(), {}
     score = score_supervised(subject.model, corpus, bf16=subject.bf16)
     if subject.base is not None:
-        before = load_model(subject.base, next(subject.model.parameters()).device)[0]
-        base = {"base": asdict(score_supervised(before, corpus, bf16=subject.bf16))}
+        before = score_supervised(subject.begun(subject.base), corpus, bf16=subject.bf16)
+        base = {"base": asdict(before)}
     result: dict[str, Any] = {"supervised": {"split": subject.config.split, **asdict(score), **base}}
     if subject.config.written is not None:
         result["written"] = score_written(
@@ -180,7 +185,7 @@ def questions(subject: Subject, task: ChatConfig) -> list[Asked]:
         problems = read_problems(config.problems)
         prompts = prompts_of(encoding, [problem.chat_prompt() for problem in problems])
         return [Asked(tuple(ids), problem=problem) for ids, problem in zip(prompts, problems, strict=True)]
-    records = subject.held_out()[: config.max_rows]
+    records = subject.held_out[: config.max_rows]
     room = subject.model.config.max_positions - config.written.max_new_tokens
     found = zip(encoding.prompts(records, room), records, strict=True)
     return [Asked(tuple(ids), tuple(record["references"]), source_of(record, task)) for ids, record in found]

@@ -14,11 +14,12 @@ from hasten.core.config import dump
 from hasten.core.errors import ConfigError
 from hasten.core.files import beside, contents, replace_folder, sync, write_json, write_text
 from hasten.evaluate.pooling import settings_files
-from hasten.exchange.parcel import LUGGAGE, TEMPLATE, Parcel
+from hasten.exchange.parcel import LUGGAGE, Parcel
 from hasten.model.gguf import save_gguf
 from hasten.model.interop import GENERATION, OnTensor, narrowed, save_hugging_face
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.files import FILE, ROLES_FILE
+from hasten.tokenizer.template import TEMPLATE
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.held import WEIGHTS, weights_of
 from hasten.train.snapshot import MODEL

@@ -14,14 +14,13 @@ from hasten.model.transformer import Transformer
 from hasten.model.weights import present
 from hasten.tokenizer.files import FILE, MAX_FILE_BYTES, ROLES_FILE
 from hasten.tokenizer.older import rebuilt
-from hasten.tokenizer.template import LONGEST_TEMPLATE, template_source
+from hasten.tokenizer.template import LONGEST_TEMPLATE, TEMPLATE, template_source
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.held import WEIGHTS, weights_of
 from hasten.train.load import load_model
 from hasten.train.pieces import Pieces
 from hasten.train.restore import checkpoint_in, is_checkpoint
 
-TEMPLATE = "chat_template.jinja"
 LUGGAGE = {
     FILE: MAX_FILE_BYTES, ROLES_FILE: MAX_FILE_BYTES, "special_tokens_map.json": 1 << 20,
     "added_tokens.json": 1 << 24, GENERATION: 1 << 20, TEMPLATE: 4 * LONGEST_TEMPLATE,

@@ -122,14 +122,20 @@ class Preference(Config):
 
     def loss(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
         """Summed loss [] of the pairs in `hidden` [B, T, D]."""
-        texts = self.texts(model, hidden, batch)
+        return self.loss_of(self.texts(model, hidden, batch), batch)
+
+    def loss_of(self, texts: Texts, batch: Batch) -> Tensor:
+        """`loss` of answers whose log-probabilities are known."""
         chosen = texts.means[:, 0::2]  # [B, P]
         losses = self.pair_losses(texts, batch) + self.sft * -chosen
         return losses.masked_fill(~there(batch, chosen), 0).sum()
 
     def correct(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
         """In how many pairs [] the chosen answer has the higher reward, without γ."""
-        margin = self.margin(self.texts(model, hidden, batch), batch)
+        return self.correct_of(self.margin(self.texts(model, hidden, batch), batch), batch)
+
+    def correct_of(self, margin: Tensor, batch: Batch) -> Tensor:
+        """`correct` of pairs whose margins [B, P] are known."""
         return ((margin > 0) & there(batch, margin)).sum()
 
     def texts(self, model: nn.Module, hidden: Tensor, batch: Batch) -> Texts:

@@ -18,7 +18,7 @@ MEMORY_BYTES = 512 << 20
 LONGEST_TEMPLATE, LONGEST_TEXT = 100_000, 4_000_000
 BATCH_TEXT, MOST_TEXT = 4_000_000, 64_000_000
 """Characters that one process is given, more or less, and that it may write."""
-SETTINGS = "tokenizer_config.json"
+SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 NO_MARKS = ("", "")
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
@@ -60,7 +60,7 @@ def template_source(folder: Path) -> str | None:
     """The chat template of a model's folder as it came, or None: `chat_template.jinja`, else
     `tokenizer_config.json`.  It is text; only `render` runs it, in its sandbox.
     """
-    own, where = folder / "chat_template.jinja", folder / SETTINGS
+    own, where = folder / TEMPLATE, folder / SETTINGS
     if own.is_file():
         with own.open("rb") as file:
             data, where = file.read(4 * LONGEST_TEMPLATE + 1), own

@@ -37,20 +37,26 @@ def beginning(
     rank: int | None = None,
     *,
     half: bool = False,
-) -> Beginning:
+) -> tuple[Beginning, dict[str, str]]:
     """What a model of `config` begins with: weights in the folder `base`, pairs of this rank, or neither.
 
+    With it, what a checkpoint has to say of a model that holds only what was trained: `adapter.yaml`.
     `half`: products are made in bf16, and frozen matrices may be kept so.
     """
-    weights = weights_to_begin_with(config, base) if base is not None else {}
+    if base is None:
+        return Beginning(), {}
+    there = {name: tensor.detach() for name, tensor in load_model(base)[0].named_parameters()}
+    weights = weights_to_begin_with(config, there, base)
     if adaptation is None:
-        return Beginning(weights=weights)
+        return Beginning(weights=weights), {}
     assert rank is not None
-    return Beginning(
+    note = AdapterNote(base=base.resolve(), digest=digest_of(there), adaptation=adaptation, rank=rank)
+    adapted = Beginning(
         adapt=partial(put_beside, config=adaptation, rank=rank, half=half),
         weights=weights,
         settle=partial(settled, weights=weights),
     )
+    return adapted, {ADAPTER: dump(note)}
 
 
 def put_beside(model: Transformer, config: LoraConfig, rank: int, half: bool) -> None:
@@ -77,15 +83,16 @@ def settled(model: Transformer, weights: Mapping[str, Tensor]) -> None:
     settle(model)
 
 
-def weights_to_begin_with(config: ModelConfig, folder: Path) -> dict[str, Tensor]:
-    """The parameters in `folder` that a model of `config` has too; what it reads out with may be another.
+def weights_to_begin_with(
+    config: ModelConfig, there: Mapping[str, Tensor], folder: Path
+) -> dict[str, Tensor]:
+    """Those of a folder's parameters that a model of `config` has too; what it reads out with may be another.
 
     Raises CheckpointError for any other parameter that is missing, has another shape, or would be left over.
     """
-    there = dict(load_model(folder)[0].named_parameters())
     with torch.device("meta"):
         here = dict(assemble(config).named_parameters())
-    taken = {name: tensor.detach() for name, tensor in there.items() if fits(name, tensor, here)}
+    taken = {name: tensor for name, tensor in there.items() if fits(name, tensor, here)}
     new, left = sorted(here.keys() - taken.keys()), sorted(there.keys() - taken.keys())
     for name in (*new, *left):
         if name.partition(".")[0] not in READ_OUT:
@@ -107,12 +114,3 @@ def fits(name: str, tensor: Tensor, here: Mapping[str, nn.Parameter]) -> bool:
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
     """A tensor's shape in words."""
     return str(list(tensors[name].shape)) if name in tensors else "missing"
-
-
-def notes_of(base: Path | None, adaptation: LoraConfig | None, rank: int | None) -> dict[str, str]:
-    """What a checkpoint has to say of a model that holds only what was trained: `adapter.yaml`."""
-    if adaptation is None or base is None or rank is None:
-        return {}
-    weights = dict(load_model(base)[0].named_parameters())
-    note = AdapterNote(base=base.resolve(), digest=digest_of(weights), adaptation=adaptation, rank=rank)
-    return {ADAPTER: dump(note)}

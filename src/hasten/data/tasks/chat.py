@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,8 +11,9 @@ from hasten.data.tasks.dialogues import (
     NO_TEXT,
     TOO_LONG,
     Spoken,
+    SpokenConfig,
+    SpokenEncoding,
     example,
-    first_question,
     identified,
     learnable,
     longest_run,
@@ -23,14 +22,13 @@ from hasten.data.tasks.dialogues import (
     system_first,
     without_middle,
 )
-from hasten.data.tasks.layouts import conversation, turn
+from hasten.data.tasks.layouts import Turn, conversation, turn
 from hasten.data.tasks.patterns import Pattern
-from hasten.data.tasks.protocol import Record, Setting, TaskConfig, TooLong, Unit
+from hasten.data.tasks.protocol import Record, Setting, TooLong, Unit
 from hasten.tokenizer.conversation import ASSISTANT, Dialogue, Taught
-from hasten.tokenizer.formats import template_source_of
 
 
-class ChatConfig(TaskConfig):
+class ChatConfig(SpokenConfig):
     """Learn to answer: a decoder reads a conversation, and its answers carry the loss.
 
     Rows come in one of the known layouts (messages, ShareGPT, Alpaca, prompt and completion, question and
@@ -44,12 +42,6 @@ class ChatConfig(TaskConfig):
     )
     answer: str | None = Field(
         None, description="what is to be said: '{summary}'; of a column with a list the first is learnt"
-    )
-    system: str | None = Field(None, description="the system's message of conversations that have none")
-    template: str | None = Field(
-        None,
-        description="chatml, plain, alpaca, or a .jinja file; null: the base model's own, or plain where it"
-        " has none",
     )
     learn: Literal["answers", "last"] = Field(
         "answers",
@@ -78,21 +70,13 @@ class ChatConfig(TaskConfig):
             turns = [turn("user", Pattern.of(self.prompt).fill(row)), turn(ASSISTANT, references[0])]
         return identified(row, {"messages": system_first(turns, self.system), "references": references})
 
-    def key(self, record: Record) -> str:
-        """The first question."""
-        return first_question(record["messages"])
-
     def texts(self, record: Record) -> list[str]:
         """All messages, and the answers that are right beside the last."""
         return [message["content"] for message in record["messages"]] + record["references"][1:]
 
-    def identity(self, base: Path | None) -> Any:
-        """The template that conversations are written with."""
-        return template_source_of(self.template, base)
-
     def open(self, setting: Setting) -> "ChatEncoding":
         """Conversations by the template and the tokenizer of the model."""
-        return ChatEncoding(self, Spoken.open(self.template, setting))
+        return ChatEncoding(Spoken.open(self.template, setting), self)
 
     def dialogue(self, record: Record) -> Dialogue:
         """A record's messages, and which of them carry loss."""
@@ -103,11 +87,10 @@ class ChatConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
-class ChatEncoding:
+class ChatEncoding(SpokenEncoding):
     """Conversations as examples, and as prompts to answer."""
 
     config: ChatConfig
-    spoken: Spoken
 
     def units(self, records: Sequence[Record]) -> list[list[Unit] | str]:
         """One example of each record; several where the template rewrites the past."""
@@ -132,18 +115,10 @@ class ChatEncoding:
         whole = [part for part in parts if part is not None]
         return [(example(part),) for part in whole] if len(whole) == len(parts) else TOO_LONG
 
-    def prompt_ids(self, record: Record, most: int | None = None) -> list[int]:
-        """What generation reads before it gives a record's last answer; see `prompts`."""
-        return self.prompts([record], most)[0]
-
-    def prompts(self, records: Sequence[Record], most: int | None = None) -> list[list[int]]:
-        """`prompt_ids` of many records; of a prompt of more than `most` tokens the middle is left out."""
-        return self.spoken.prompts([spoken(r["messages"][:-1]) for r in records], records, most)
-
-    @cached_property
-    def template(self) -> str:
-        """What `chat_template.jinja` beside the trained model has to hold."""
-        return self.spoken.template.source
+    def asked(self, record: Record) -> list[Turn]:
+        """What stands before the answer."""
+        turns: list[Turn] = record["messages"]
+        return turns[:-1]
 
 
 def is_empty(dialogue: Dialogue) -> bool:

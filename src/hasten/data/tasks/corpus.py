@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from hasten.core.batch import IGNORE, TYPES, Batch
 from hasten.core.errors import DataError
 from hasten.data.corpus import Corpus
+from hasten.data.examples import Places
+from hasten.data.masked import filled
 from hasten.data.order import Integers, Mixture, Order, Shuffled
 from hasten.data.pack_pairs import PairRows, planned
 from hasten.data.pair_corpus import among_equals
@@ -196,10 +198,9 @@ class Draft:
     def __init__(self, corpus: TaskCorpus, num_rows: int) -> None:
         shape = num_rows, corpus.row_tokens
         self.corpus, self.shape = corpus, shape
-        self.tokens, self.targets = np.full(shape, corpus.pad_id, np.int64), np.full(shape, IGNORE, np.int64)
-        self.types = np.zeros(shape, np.int64)
-        self.segments, self.positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        self.ends, self.counts = [0] * num_rows, [0] * num_rows
+        self.places = Places(*shape, corpus.pad_id)
+        self.targets, self.types = np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int64)
+        self.counts = [0] * num_rows
         own = num_rows, corpus.most_examples
         self.columns = {name: np.full(own, -1, np.int64) for name in corpus.column_names()}
         self.numbers = np.full(own, -1, np.int64)
@@ -208,25 +209,20 @@ class Draft:
     def put(self, row: int, stream: TaskStream, number: int) -> None:
         """Append an example to a row."""
         tokens, targets, types = stream.table.example(number)
-        start, at = self.ends[row], self.counts[row]
-        span = slice(start, start + len(tokens))
-        self.ends[row], self.counts[row] = span.stop, at + 1
-        self.tokens[row, span], self.targets[row, span], self.types[row, span] = tokens, targets, types
-        self.segments[row, span], self.positions[row, span] = at + 1, np.arange(len(tokens))
+        at = self.counts[row]
+        self.counts[row] += 1
+        span = self.places.put(row, at + 1, tokens)
+        self.targets[row, span], self.types[row, span] = targets, types
         for name, column in self.columns.items():
             value = int(stream.table.columns[name][number]) if name in stream.table.columns else -1
-            column[row, at] = value + start if name.startswith(PLACE) and value >= 0 else value
+            column[row, at] = value + span.start if name.startswith(PLACE) and value >= 0 else value
         self.numbers[row, at] = self.corpus.first[stream.name] + number
         self.names[stream.table.name(number)] = None
 
     def scored(self) -> Integers:
         """[B x N / B] places b x T + t with targets, those of a row made up to N / B by one without."""
         most = self.corpus.most_supervised
-        found = np.zeros((self.shape[0], most), np.int64)
-        for row, targets in enumerate(self.targets):
-            places = np.flatnonzero(targets != IGNORE)
-            spare = int((targets == IGNORE).argmax()) if len(places) < most else 0
-            found[row] = np.concatenate([places, np.full(most - len(places), spare, np.int64)])
+        found = np.stack([filled(np.flatnonzero(row != IGNORE), row, most) for row in self.targets])
         return (found + np.arange(self.shape[0])[:, None] * self.shape[1]).reshape(-1)
 
     def batch(self) -> Batch:
@@ -242,10 +238,10 @@ class Draft:
             figures = np.where(self.numbers >= 0, known[self.numbers], 0).astype(np.float32)
             extra["reference"] = torch.from_numpy(figures)
         return Batch(
-            torch.from_numpy(self.tokens),
+            torch.from_numpy(self.places.tokens),
             torch.from_numpy(self.targets),
-            torch.from_numpy(self.segments),
-            torch.from_numpy(self.positions),
+            torch.from_numpy(self.places.segments),
+            torch.from_numpy(self.places.positions),
             tuple(self.names),
             extra,
         )

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import Field
 
 from hasten.core.batch import IGNORE
 from hasten.core.errors import ConfigError, DataError
-from hasten.data.tasks.protocol import Example, Record, Setting, TooLong
+from hasten.data.tasks.protocol import Example, Record, Setting, TaskConfig, TooLong
 from hasten.tokenizer.conversation import ASSISTANT, Conversations, Dialogue, Taught
-from hasten.tokenizer.formats import ChatTemplate, choose_template
+from hasten.tokenizer.formats import ChatTemplate, choose_template, template_source_of
 from hasten.tokenizer.template import Message, Refusal
 
 T = TypeVar("T")
@@ -65,6 +68,49 @@ class Spoken:
                 " the row or leave it out, or write data.task.template with another"
             )
         return found
+
+
+class SpokenConfig(TaskConfig):
+    """What tasks of conversations have in common in a recipe."""
+
+    system: str | None = Field(None, description="the system's message of conversations that have none")
+    template: str | None = Field(
+        None,
+        description="chatml, plain, alpaca, or a .jinja file; null: the base model's own, or plain where it"
+        " has none",
+    )
+
+    def key(self, record: Record) -> str:
+        """The first question."""
+        return first_question(record["messages"])
+
+    def identity(self, base: Path | None) -> Any:
+        """The template that conversations are written with."""
+        return template_source_of(self.template, base)
+
+
+@dataclass(frozen=True)
+class SpokenEncoding:
+    """What is the same of encoded conversations, whatever is learnt from them."""
+
+    spoken: Spoken
+
+    def asked(self, record: Record) -> list[dict[str, Any]]:
+        """The messages before the answer that generation gives."""
+        raise NotImplementedError
+
+    def prompt_ids(self, record: Record, most: int | None = None) -> list[int]:
+        """What generation reads before it gives a record's last answer; see `prompts`."""
+        return self.prompts([record], most)[0]
+
+    def prompts(self, records: Sequence[Record], most: int | None = None) -> list[list[int]]:
+        """`prompt_ids` of many records; of a prompt of more than `most` tokens the middle is left out."""
+        return self.spoken.prompts([spoken(self.asked(record)) for record in records], records, most)
+
+    @property
+    def template(self) -> str:
+        """What `chat_template.jinja` beside the trained model has to hold."""
+        return self.spoken.template.source
 
 
 def system_first(turns: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,8 +13,9 @@ from hasten.data.tasks.dialogues import (
     NO_TEXT,
     TOO_LONG,
     Spoken,
+    SpokenConfig,
+    SpokenEncoding,
     example,
-    first_question,
     identified,
     learnable,
     prompt_run,
@@ -28,16 +27,15 @@ from hasten.data.tasks.dialogues import (
 from hasten.data.tasks.layouts import Turn, from_json, instruction, is_messages, message, messages, turn
 from hasten.data.tasks.layouts import spoken as cell
 from hasten.data.tasks.patterns import Pattern
-from hasten.data.tasks.protocol import Record, RowError, Setting, TaskConfig, TooLong, Unit
+from hasten.data.tasks.protocol import Record, RowError, Setting, TooLong, Unit
 from hasten.tokenizer.conversation import ASSISTANT, Dialogue, Taught
-from hasten.tokenizer.formats import template_source_of
 
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 PROMPTS = ("messages", "conversations", "prompt", "question", "instruction", "query", "input")
 """Columns with what is asked, the first that a row has."""
 
 
-class PreferencesConfig(TaskConfig):
+class PreferencesConfig(SpokenConfig):
     """Learn which of two answers is better: a decoder reads both, each behind what was asked.
 
     Rows have `chosen` and `rejected`, as texts, messages, whole conversations, or transcripts with
@@ -51,12 +49,6 @@ class PreferencesConfig(TaskConfig):
     prompt: str | None = Field(None, description="what is asked, columns in braces; null: by the layout")
     chosen: str | None = Field(None, description="the better answer, columns in braces")
     rejected: str | None = Field(None, description="the worse answer, columns in braces")
-    system: str | None = Field(None, description="the system's message of conversations that have none")
-    template: str | None = Field(
-        None,
-        description="chatml, plain, alpaca, or a .jinja file; null: the base model's own, or plain where it"
-        " has none",
-    )
     too_long: TooLong = Field(
         "error",
         description="what a pair does that fits no row: cut leaves out the middle of what is asked, never of"
@@ -89,29 +81,20 @@ class PreferencesConfig(TaskConfig):
         }
         return identified(row, record)
 
-    def key(self, record: Record) -> str:
-        """The first question."""
-        return first_question(record["messages"])
-
     def texts(self, record: Record) -> list[str]:
         """All messages, those of both answers too."""
         return [m["content"] for part in ("messages", "chosen", "rejected") for m in record[part]]
 
-    def identity(self, base: Path | None) -> Any:
-        """The template that conversations are written with."""
-        return template_source_of(self.template, base)
-
     def open(self, setting: Setting) -> "PreferencesEncoding":
         """Pairs by the template and the tokenizer of the model."""
-        return PreferencesEncoding(self, Spoken.open(self.template, setting))
+        return PreferencesEncoding(Spoken.open(self.template, setting), self)
 
 
 @dataclass(frozen=True)
-class PreferencesEncoding:
+class PreferencesEncoding(SpokenEncoding):
     """Pairs as units of two examples, the chosen one first."""
 
     config: PreferencesConfig
-    spoken: Spoken
 
     def units(self, records: Sequence[Record]) -> list[list[Unit] | str]:
         """One unit of each record: (what was asked and the better answer, the same and the worse one)."""
@@ -144,18 +127,9 @@ class PreferencesEncoding:
         fitting = [example(side) for side in pair if side is not None]
         return [tuple(fitting)] if len(fitting) == len(pair) else TOO_LONG
 
-    def prompt_ids(self, record: Record, most: int | None = None) -> list[int]:
-        """What generation reads before it answers; see `prompts`."""
-        return self.prompts([record], most)[0]
-
-    def prompts(self, records: Sequence[Record], most: int | None = None) -> list[list[int]]:
-        """`prompt_ids` of many records; of a prompt of more than `most` tokens the middle is left out."""
-        return self.spoken.prompts([spoken(before(record)) for record in records], records, most)
-
-    @cached_property
-    def template(self) -> str:
-        """What `chat_template.jinja` beside the trained model has to hold."""
-        return self.spoken.template.source
+    def asked(self, record: Record) -> list[Turn]:
+        """What stands before the answer."""
+        return before(record)
 
 
 def dialogue(record: Record, side: str) -> Dialogue:
