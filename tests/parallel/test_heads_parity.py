@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity import mesh_of, whole
+from as_one import assert_as_one
+from parity import mesh_of
 from processes import together
 
 from hasten.core.batch import IGNORE, TYPES, Batch
@@ -87,14 +88,5 @@ def test_a_mesh_tells_classes_apart_as_one_process_does() -> None:
     alone = {kind: train(Runtime(torch.device("cpu")), "", kind) for kind in KINDS}
     found = together(2, train_all, runs)
     for number, (mesh, kind) in enumerate(runs):
-        here, expected = [process[number] for process in found], alone[kind]
-        for result in here:
-            assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6), (mesh, kind)
-            assert result["norm"] == pytest.approx(expected["norm"], rel=5e-6), (mesh, kind)
-        sums = torch.tensor([result["measured"] for result in here], dtype=torch.float64).sum(0)
-        assert sums.tolist() == pytest.approx(expected["measured"], rel=1e-5), (mesh, kind)
-        weights = whole([result["weights"] for result in here])
-        for name, (_, tensor) in expected["weights"].items():
-            torch.testing.assert_close(
-                weights[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{mesh} {kind} {name}"
-            )
+        here = [process[number] for process in found]
+        assert_as_one(here, alone[kind], f"{mesh} {kind}")
