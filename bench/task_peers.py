@@ -4,6 +4,7 @@
     python bench/task_peers.py --save bench/results/task-peers.json       every job, hours: alone
     python bench/task_peers.py sst2 --rounds 3 --save bench/results/task-peers.json
     python bench/task_peers.py alpaca-lora --tune-only                    find the peers' settings and stop
+    python bench/task_peers.py alpaca-lora --set train.minutes=5 --untuned
     python bench/task_peers.py --steps 3                                  does everything work?
 
 Both sides begin with the same model, in float32, read the same rows, which hasten's preparing has cut, and
@@ -27,7 +28,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Comparison:
         base = hugging_face_folder(options.models, job.base)
         self.environment = surroundings(folder)
         library()  # compiled once on a machine
-        self.hasten = HastenJob(job, options.data.resolve(), base, folder, options.steps)
+        self.hasten = HastenJob(job, options.data.resolve(), base, folder, options.steps, tuple(options.set))
         rows, kept = self.hasten.write_rows(), Kept(options.found)
         places = str(options.peers), self.environment, base, rows, kept, options.steps
         self.peers = {arm.name: PeerJob(job, arm, *places) for arm in job.arms}
@@ -116,6 +117,7 @@ class Comparison:
             "unit": self.job.unit,
             "higher_is_better": self.job.higher,
             "steps": self.options.steps,
+            "set": self.options.set,
             "settings": self.settings,
             "arms": [asdict(arm) for arm in self.job.arms],
             "failed": self.failed,
@@ -135,9 +137,15 @@ def surroundings(folder: Path) -> dict[str, str]:
 def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One job, from its rows to its verdict."""
     with tempfile.TemporaryDirectory(prefix="hasten-task-peers-") as folder:
-        comparison = Comparison(JOBS[name], options, Path(folder))
+        comparison = Comparison(job_of(name, options), options, Path(folder))
         comparison.tune()
         return comparison.result([] if options.tune_only else comparison.run())
+
+
+def job_of(name: str, options: argparse.Namespace) -> Job:
+    """The job, without the arms that are tuned where that is not wanted."""
+    job = JOBS[name]
+    return replace(job, arms=tuple(arm for arm in job.arms if not arm.rates)) if options.untuned else job
 
 
 def merged(path: Path, name: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"{', '.join(JOBS)}; all by default")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="end every training after so many: figures mean nothing")
+    parser.add_argument("--untuned", action="store_true", help="peers only as their examples have them")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--tune-only", action="store_true", help="find the peers' settings and stop")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the recipes' rows")
     parser.add_argument("--models", type=Path, default=Path("runs/models"), help="fetched by `make models`")

@@ -45,6 +45,7 @@ class HastenJob:
     base: Path
     folder: Path
     steps: int | None = None  # end every training after so many
+    settings: tuple[str, ...] = ()  # of the recipe, as its verbs take them
 
     @property
     def recipe_name(self) -> str:
@@ -54,7 +55,7 @@ class HastenJob:
     def words(self, folder: Path) -> list[str]:
         """What is set of the recipe: places, all checkpoints kept."""
         words = [f"output={folder}/run", f"data.cache={folder}/data", f"base={self.base}"]
-        words += [*TASKS[self.job.task].settings, "train.keep_last=1000"]
+        words += [*TASKS[self.job.task].settings, *self.settings, "train.keep_last=1000"]
         if self.steps:
             words += [*(f"train.{name}=null" for name in HORIZONS), f"train.steps={self.steps}"]
         return words

@@ -5,6 +5,7 @@ import json
 import math
 from itertools import combinations
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -131,9 +132,10 @@ def test_pass_at_k_is_the_chance_of_a_right_one_among_k_drawn(n):
 def test_pass_at_k_of_many_problems_has_the_error_of_a_mean():
     found = mean_pass_at_k([(2, 1), (2, 0), (4, 4)], 1)
     assert found.score == pytest.approx(0.5)
-    assert found.stderr == pytest.approx(math.sqrt((0.0 + 0.25 + 0.25) / 2 / 3))
+    stderr = math.sqrt((0.0 + 0.25 + 0.25) / 2 / 3)
+    assert found.interval == pytest.approx(NormalDist().inv_cdf(0.975) * stderr)
     assert (found.problems, found.samples) == (3, 2)
-    assert mean_pass_at_k([(1, 1)], 1).stderr is None
+    assert mean_pass_at_k([(1, 1)], 1).interval is None
     with pytest.raises(ConfigError, match="pass@3 cannot be had from 2 programs"):
         mean_pass_at_k([(4, 1), (2, 1)], 3)
     with pytest.raises(DataError, match="no problem to score"):

@@ -8,10 +8,12 @@ from pydantic import ValidationError
 from hasten.core.errors import ConfigError, DataError
 from hasten.evaluate import sandbox
 from hasten.evaluate.answers import score_answers
+from hasten.evaluate.interval import NORMAL_95
 from hasten.evaluate.programs import problem_of
 from hasten.evaluate.rouge import lead, score_rouge
 from hasten.evaluate.sandbox import Verdict
-from hasten.evaluate.written import Asked, WrittenConfig, corpus_score, judge, score_written, stops, write
+from hasten.evaluate.translation import overlap
+from hasten.evaluate.written import Asked, WrittenConfig, judge, score_written, stops, write
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import generate
 from hasten.model.config import ModelConfig
@@ -97,7 +99,7 @@ def test_bleu_takes_several_references():
     assert "tok:13a" in found.signature and found.interval > 0
     chinese = judge(["我想到的"], [Asked("", ("我想到的事",))], config("bleu"))
     assert "tok:zh" in chinese.signature and chinese.score > 0
-    one = corpus_score(sacrebleu.BLEU(), texts, [("A fast dog barks.",), ("Two men talk and eat.",)])
+    one = overlap(sacrebleu.BLEU(), texts, [("A fast dog barks.", "Two men talk and eat.")])
     assert "nrefs:1" in one.signature
 
 
@@ -130,7 +132,7 @@ def test_programs_are_judged_sample_by_sample(monkeypatch):
     assert [program.text for program in seen] == ["x = 1\n", "x = 2", "x = 3", "x = 4"]
     assert seen[0].tests == PROBLEM.tests
     assert found.score == 25 and found.figures["pass@2"]["score"] == 0.5
-    assert found.interval == pytest.approx(100 * 1.96 * np.std([0.5, 0], ddof=1) / np.sqrt(2))
+    assert found.interval == pytest.approx(100 * NORMAL_95 * np.std([0.5, 0], ddof=1) / np.sqrt(2))
     assert found.signature.startswith("pass@1|samples:2|temperature:0.8")
 
 

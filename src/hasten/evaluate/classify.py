@@ -20,13 +20,11 @@ from hasten.core.errors import ConfigError, DataError
 from hasten.data.tasks.labelled import LabelledConfig
 from hasten.data.tasks.protocol import Example, Record, Setting
 from hasten.evaluate.calibration import Calibration, calibration, fit_temperature, log_softmax
+from hasten.evaluate.interval import NORMAL_95
 from hasten.evaluate.packed import PackedRows, packed_rows, states
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.horizon import Every
-
-Z95 = 1.959963984540054
-"""95% of a normal distribution are within so many standard deviations of its mean."""
 
 
 class ClassificationConfig(Config):
@@ -246,9 +244,9 @@ def macro_f1(classes: Sequence[ClassScore]) -> float:
 
 def wilson(right: int, total: int) -> tuple[float, float]:
     """The 95% interval of a share of independent trials (Wilson 1927): never beyond 0 and 1."""
-    share, z2 = right / total, Z95**2
+    share, z2 = right / total, NORMAL_95**2
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    half = NORMAL_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     # Rounding may leave an end that is the share itself, 0 or 1, a little beside it.
     return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 

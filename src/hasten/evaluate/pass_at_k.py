@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.core.errors import ConfigError, DataError
+from hasten.evaluate.interval import NORMAL_95
 
 
 @dataclass(frozen=True)
 class PassAtK:
-    """The mean over problems, from 0 to 1; its standard error over problems, None for fewer than two."""
+    """The mean over problems, from 0 to 1; half of its 95% interval, None for fewer than two."""
 
     k: int
     score: float
-    stderr: float | None
+    interval: float | None  # by the standard error over problems
     problems: int
     samples: int  # of each problem, at least
 
@@ -41,5 +42,5 @@ def mean_pass_at_k(results: Sequence[tuple[int, int]], k: int) -> PassAtK:
     values = [pass_at_k(samples, right, k) for samples, right in results]
     mean, n = sum(values) / len(values), len(values)
     spread = sum((value - mean) ** 2 for value in values)
-    stderr = math.sqrt(spread / (n - 1) / n) if n > 1 else None
-    return PassAtK(k, mean, stderr, n, min(samples for samples, _ in results))
+    half = NORMAL_95 * math.sqrt(spread / (n - 1) / n) if n > 1 else None
+    return PassAtK(k, mean, half, n, min(samples for samples, _ in results))

@@ -21,6 +21,7 @@ from hasten.core.config import Config
 from hasten.core.console import Progress
 from hasten.core.errors import DataError, MissingExtraError
 from hasten.data.pairs import Pair
+from hasten.evaluate.interval import half_interval_of
 from hasten.evaluate.language import LanguageScore, TokenScores, evaluating, score_targets, summarise
 from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
@@ -31,7 +32,6 @@ from hasten.tokenizer.tokenizer import Tokenizer
 
 Positive = Annotated[int, Field(ge=1)]
 Words = Literal["13a", "zh", "char", "intl", "none"]
-BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 1000, 12345
 HAN, KANA = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]"), re.compile(r"[\u3040-\u30ff]")
 HAN_SHARE = 0.3
 """Of a text's letters that are Han from which on it is Chinese: names and figures keep their own script."""
@@ -148,34 +148,27 @@ def words_of(references: Sequence[str]) -> Words:
 
 def bleu(texts: Sequence[str], references: Sequence[str], words: Words) -> Overlap:
     """Corpus BLEU (Papineni et al. 2002) against one reference each."""
-    return overlap(metrics().BLEU(tokenize=words), texts, references)
+    return overlap(metrics().BLEU(tokenize=words), texts, [references])
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> Overlap:
     """chrF2 (Popović 2015): characters in runs of up to six, recall counted twice."""
-    return overlap(metrics().CHRF(), texts, references)
+    return overlap(metrics().CHRF(), texts, [references])
 
 
-def overlap(metric: Any, texts: Sequence[str], references: Sequence[str]) -> Overlap:
-    """A sacreBLEU metric over a corpus, with its bootstrap where there is something to draw from."""
-    found = metric.corpus_score(list(texts), [list(references)])
-    counts = np.array(metric._extract_corpus_statistics(list(texts), [list(references)]))  # [pairs, counts]
-    return Overlap(float(found.score), half_interval(metric, counts), str(metric.get_signature()))
+def overlap(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str | None]]) -> Overlap:
+    """A sacreBLEU metric over a corpus, with its bootstrap where there is something to draw from.
 
-
-def half_interval(metric: Any, counts: np.ndarray) -> float | None:
-    """Half the width of the interval that holds 95% of the scores of resampled pairs.
-
-    sacreBLEU's own stumbles over samples without a common word (2.6, `statistics` and float32).
+    `references` are one list or several, each with a reference of every text, None where it has fewer.
+    sacreBLEU's own bootstrap stumbles over samples without a common word (2.6, `statistics` and float32).
     """
-    if len(counts) < 2:
-        return None
-    draw = np.random.default_rng(BOOTSTRAP_SEED)
-    chosen = (draw.integers(len(counts), size=len(counts)) for _ in range(BOOTSTRAP_SAMPLES))
-    sums = (counts[some].sum(0).tolist() for some in chosen)
-    scores = [float(metric._compute_score_from_stats(total).score) for total in sums]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(high - low) / 2
+    streams = [list(stream) for stream in references]
+    found = metric.corpus_score(list(texts), streams)
+    counts = np.array(metric._extract_corpus_statistics(list(texts), streams))  # [pairs, counts]
+    interval = half_interval_of(
+        lambda total: float(metric._compute_score_from_stats(total.tolist()).score), counts
+    )
+    return Overlap(float(found.score), interval, str(metric.get_signature()))
 
 
 def metrics() -> Any:
@@ -198,7 +191,7 @@ def score_references(
         checked_source(pair.source, ids, model)
     bounds = np.cumsum([0, *map(len, targets)])
     log_probs, correct = np.empty(bounds[-1], np.float32), np.empty(bounds[-1], bool)
-    device = model.embedding.weight.device
+    device = model.device
     with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for batch in alike(sources, targets, batch_tokens):
             some = [targets[number] for number in batch]
@@ -233,7 +226,7 @@ def score_batch(
     model: Seq2Seq, sources: list[list[int]], targets: list[list[int]], start: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and correctness of each target token, pair after pair: [tokens] each."""
-    device = model.embedding.weight.device
+    device = model.device
     read, read_there = rectangle(sources, device)
     begun, _ = rectangle([[start, *ids[:-1]] for ids in targets], device)
     wanted, there = rectangle(targets, device)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from hasten.core.config import Config
@@ -21,7 +20,7 @@ from hasten.evaluate.answers import Rule, percent, score_answers, wide
 from hasten.evaluate.programs import STOPS, Problem, pass_record
 from hasten.evaluate.rouge import RougeConfig, RougeScore, lead, lead_sentences, score_rouge
 from hasten.evaluate.sandbox import SandboxConfig
-from hasten.evaluate.translation import Overlap, Words, half_interval, metrics, words_of
+from hasten.evaluate.translation import Words, metrics, overlap, words_of
 from hasten.generate.completion import Completion, Row
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import check_vocabulary, checked_source, grow, start_of
@@ -30,8 +29,6 @@ from hasten.tokenizer.tokenizer import Tokenizer
 
 Positive = Annotated[int, Field(ge=1)]
 Metric = Literal["rouge", "bleu", "answers", "exact", "programs"]
-NORMAL_95 = 1.96
-"""Half the width, in standard errors, of an interval that holds 95% of a normal distribution."""
 
 
 class WrittenConfig(Config):
@@ -232,17 +229,10 @@ def judge_bleu(texts: Sequence[str], asked: Sequence[Asked], config: WrittenConf
     references = references_of(asked)
     flat = [text for golds in references for text in golds]
     words = words_of(flat) if config.words == "auto" else config.words
-    bleu = corpus_score(metrics().BLEU(tokenize=words), texts, references)
-    chrf = corpus_score(metrics().CHRF(), texts, references)
+    streams = list(zip_longest(*references))  # some texts may have fewer
+    bleu = overlap(metrics().BLEU(tokenize=words), texts, streams)
+    chrf = overlap(metrics().CHRF(), texts, streams)
     return Judged(bleu.score, bleu.interval, bleu.signature, {"bleu": asdict(bleu), "chrf": asdict(chrf)})
-
-
-def corpus_score(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Overlap:
-    """A sacreBLEU metric against one or several references each; some texts may have fewer."""
-    streams = [list(stream) for stream in zip_longest(*references)]
-    found = metric.corpus_score(list(texts), streams)
-    counts = np.array(metric._extract_corpus_statistics(list(texts), streams))
-    return Overlap(float(found.score), half_interval(metric, counts), str(metric.get_signature()))
 
 
 def judge_answers(texts: Sequence[str], asked: Sequence[Asked], config: WrittenConfig) -> Judged:
@@ -273,7 +263,7 @@ def judge_programs(texts: Sequence[str], asked: Sequence[Asked], config: Written
     first = record[f"pass@{config.k[0]}"]
     return Judged(
         100 * first["score"],
-        None if first["stderr"] is None else 100 * NORMAL_95 * first["stderr"],
+        None if first["interval"] is None else 100 * first["interval"],
         f"pass@{config.k[0]}|samples:{config.samples}|temperature:{config.temperature:g}|scale:100|unbiased",
         record,
     )

@@ -10,8 +10,6 @@ from pydantic import Field
 
 from hasten.report.records import Overlap, Record
 
-NORMAL_95 = 1.96
-"""Half the width, in standard errors, of an interval that holds 95% of a normal distribution."""
 VERDICTS = "verdicts"
 """Beside pass@k, the name of how many programs came to each end."""
 
@@ -151,14 +149,14 @@ class Passed(Record):
 
     k: int
     score: float
-    stderr: float | None = None
+    interval: float | None = None
     problems: int
     samples: int
 
     @property
     def scored(self) -> Scored:
         """The same in percent."""
-        interval = None if self.stderr is None else 100 * NORMAL_95 * self.stderr
+        interval = None if self.interval is None else 100 * self.interval
         return Scored(f"pass@{self.k}", 100 * self.score, interval)
 
 
