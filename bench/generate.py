@@ -42,7 +42,7 @@ PEERS = BENCH.parent / ".venv-peers/bin/python"
 SHAPES = {
     "tiny": {
         "dim": 64,
-        "ffn_dim": 172,
+        "ffn_dim": 192,
         "num_layers": 5,
         "num_heads": 8,
         "num_kv_heads": 4,
@@ -50,7 +50,9 @@ SHAPES = {
     },
     "110m": {"dim": 768, "ffn_dim": 2048, "num_layers": 12, "num_heads": 12, "vocab_size": 32_000},
 }
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+Arm = tuple[str, dict[str, Any]]
+"""A module `peers/write_FAMILY.py`, and what to open it with."""
+ARMS: dict[str, Arm] = {
     "hasten auto": ("hasten", {"precision": "auto"}),
     "hasten fp32": ("hasten", {"precision": "model"}),
     "hasten bf16": ("hasten", {"precision": "bf16"}),
@@ -70,8 +72,8 @@ class GoneError(Exception):
 class Writer:
     """An arm in a process of its own, idle but in its turns."""
 
-    def __init__(self, name: str, folder: Path, options: argparse.Namespace) -> None:
-        family, settings = ARMS[name]
+    def __init__(self, name: str, arm: Arm, folder: Path, options: argparse.Namespace) -> None:
+        family, settings = arm
         python = sys.executable if family == "hasten" else str(options.peers)
         ours = allocator_environment(os.environ) if family == "hasten" else {}
         words = json.dumps({**settings, "folder": str(folder), "threads": options.threads})
@@ -203,12 +205,14 @@ def compare(shape: str, options: argparse.Namespace, missing: dict[str, str]) ->
     return [case.result() for case in cases]
 
 
-def start(folder: Path, options: argparse.Namespace, missing: dict[str, str]) -> dict[str, Writer]:
+def start(
+    folder: Path, options: argparse.Namespace, missing: dict[str, str], arms: dict[str, Arm] = ARMS
+) -> dict[str, Writer]:
     """Every arm that is asked for and can be had; the others enter `missing` with the reason."""
     writers = {}
     for name in options.arms:
         try:
-            writers[name] = Writer(name, folder, options)
+            writers[name] = Writer(name, arms[name], folder, options)
         except GoneError as gone:
             missing[name] = str(gone)
     return writers

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -11,13 +12,18 @@ from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import extend, ready
 from hasten.model.interop import load_hugging_face
+from hasten.model.quantized import Quantization, put_quantized
 from hasten.tokenizer.tokenizer import Tokenizer
 
 
-def opened(*, folder: str, precision: str, threads: int) -> Callable[[list[list[int]], int], list[list[int]]]:
+def opened(
+    *, folder: str, precision: str, threads: int, quantization: dict[str, Any] | None = None
+) -> Callable[[list[list[int]], int], list[list[int]]]:
     """What continues prompts; the rows grow together, and their text is made as it grows."""
     torch.set_num_threads(threads)
     model = load_hugging_face(Path(folder)).eval()
+    if quantization is not None:
+        put_quantized(model, Quantization.model_validate(quantization))
     longest = model.config.max_positions
     preparing = ready(model, settings(precision, longest))
     prepared, tokenizer = preparing.__enter__(), words(model.config.vocabulary)

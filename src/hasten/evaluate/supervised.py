@@ -98,7 +98,7 @@ def swept(
     bf16: bool,
 ) -> list[float]:
     """The sum of `figures` over all batches."""
-    device = model.embedding.weight.device
+    device = model.device
     total: Tensor | None = None
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     with evaluating(model), autocast(), Progress("evaluate", num_rows, "rows") as progress:

@@ -29,9 +29,10 @@ class ExportConfig(Config):
         description="hf: config.json and safetensors; gguf: llama.cpp's file; peft: a run's adapter alone"
     )
     output: Path | None = Field(None, description="a folder or a .gguf file; by default exports/NAME")
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = Field(
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q4_0"] | None = Field(
         None,
-        description="hf: by default as the numbers came, float32 for a model trained here; gguf: float16",
+        description="hf: by default as the numbers came, float32 for a model trained here; gguf: float16;"
+        " a quantised model keeps its integers",
     )
     nearest_split: bool = Field(
         False, description="gguf: accept that llama.cpp cuts text in another way than the tokenizer does"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +16,34 @@ from hasten.core.errors import ConfigError
 from hasten.core.files import beside, contents, replace_folder, sync, write_json, write_text
 from hasten.evaluate.pooling import settings_files
 from hasten.exchange.parcel import LUGGAGE, Parcel
+from hasten.model.compressed import COMPRESSION, CompressionNote, tensors_of
+from hasten.model.factored import factored_layers
 from hasten.model.gguf import save_gguf
 from hasten.model.interop import GENERATION, OnTensor, narrowed, save_hugging_face
-from hasten.model.transformer import Decoder
+from hasten.model.plain import quantization_of
+from hasten.model.quantized import quantized_weights
+from hasten.model.transformer import Decoder, Transformer
 from hasten.tokenizer.files import FILE, ROLES_FILE
 from hasten.tokenizer.template import TEMPLATE
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.held import WEIGHTS, weights_of
+from hasten.train.held import WEIGHTS
 from hasten.train.snapshot import MODEL
 
-GgufType = Literal["F32", "F16", "Q8_0"]
-GGUF_TYPES: dict[str, GgufType] = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}
+GgufType = Literal["F32", "F16", "Q8_0", "Q4_0"]
+GGUF_TYPES: dict[str, GgufType] = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
 def write_checkpoint(folder: Path, parcel: Parcel) -> None:
-    """Lay a model down as a checkpoint, each number in the type it came in."""
+    """Lay a model down as a checkpoint, each number in the type it came in, integers with a note of them."""
     write_text(folder / MODEL, dump(parcel.model.config))
+    quantization = quantization_of(parcel.model)
+    if quantization is not None:
+        note = CompressionNote(quantization=quantization, parent=parcel.title, steps=("came as integers",))
+        write_text(folder / COMPRESSION, dump(note))
     weights = folder / f"{WEIGHTS}.safetensors"
     weights.parent.mkdir()
-    tensors = {name: narrowed(t, parcel.types[name], name) for name, t in weights_of(parcel.model).items()}
+    held = tensors_of(parcel.model)
+    tensors = {name: narrowed(t, parcel.types.get(name, t.dtype), name) for name, t in held.items()}
     save_file(tensors, weights, metadata={"format": "pt"})
     write_luggage(folder, parcel)
 
@@ -97,6 +107,20 @@ def write_folder(
         on_tensor=on_tensor,
     )
     write_luggage(folder, parcel)
+
+
+def types_of(parcel: Parcel, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """In which type each weight goes out: `dtype`, or the one in which it came."""
+    if dtype is None:
+        return dict(parcel.types)
+    others = (*dict(quantized_weights(parcel.model)), *factored_layers(parcel.model))
+    return dict.fromkeys([*parcel.types, *(f"{name}.weight" for name in others)], dtype)
+
+
+def gguf_type(model: Transformer) -> str:
+    """The type in which GGUF has a model's numbers: the integers of a quantised one, or halves."""
+    bits = Counter(layer.bits for _, layer in quantized_weights(model))
+    return f"q{bits.most_common(1)[0][0]}_0" if bits else "float16"
 
 
 def write_gguf(parcel: Parcel, output: Path, dtype: GgufType, nearest_split: bool = False) -> None:

@@ -17,13 +17,23 @@ from hasten.core.console import Progress, say
 from hasten.core.errors import ConfigError
 from hasten.core.files import contents, publish, sha256, write_json
 from hasten.exchange.options import ExportConfig, ImportConfig
-from hasten.exchange.pack import GGUF_TYPES, whole_folder, write_checkpoint, write_folder, write_gguf
+from hasten.exchange.pack import (
+    GGUF_TYPES,
+    gguf_type,
+    types_of,
+    whole_folder,
+    write_checkpoint,
+    write_folder,
+    write_gguf,
+)
 from hasten.exchange.parcel import LUGGAGE, Parcel, described, opened, title_of
 from hasten.model.hub import fetch, is_hub_name
 from hasten.model.interop import CONFIG, OnTensor
 from hasten.train.restore import is_checkpoint
 
 ORIGIN = "origin.json"
+BLOCKS = ("q8_0", "q4_0")
+"""What only GGUF has."""
 
 
 def bring_in(name: str, config: ImportConfig) -> Path:
@@ -45,9 +55,9 @@ def send_out(name: str, config: ExportConfig) -> Path:
     """Write a run's model, a checkpoint or a folder for `transformers` or for llama.cpp; where it is."""
     place = Path(name).expanduser()
     if config.to == "gguf" and config.dtype == "bfloat16":
-        raise ConfigError("dtype=bfloat16 is not written to GGUF; write float32, float16 or q8_0")
-    if config.to == "hf" and config.dtype == "q8_0":
-        raise ConfigError("dtype=q8_0 is for to=gguf; write float32, bfloat16 or float16")
+        raise ConfigError("dtype=bfloat16 is not written to GGUF; write float32, float16, q8_0 or q4_0")
+    if config.to == "hf" and config.dtype in BLOCKS:
+        raise ConfigError(f"dtype={config.dtype} is for to=gguf; write float32, bfloat16 or float16")
     if config.to == "hf" and config.nearest_split:
         raise ConfigError("nearest_split is for to=gguf: a Hugging Face folder keeps the tokenizer as it is")
     suffix = ".gguf" if config.to == "gguf" else ""
@@ -55,10 +65,10 @@ def send_out(name: str, config: ExportConfig) -> Path:
     refuse_existing(output)
     parcel = opened(place)
     if config.to == "gguf":
-        kinds: list[Any] = [config.dtype or "float16"]
+        kinds: list[Any] = [config.dtype or gguf_type(parcel.model)]
         write_gguf(parcel, output, GGUF_TYPES[kinds[0]], config.nearest_split)
     else:
-        types = dict.fromkeys(parcel.types, getattr(torch, config.dtype)) if config.dtype else parcel.types
+        types = types_of(parcel, getattr(torch, config.dtype) if config.dtype else None)
         kinds = list(types.values())
         with whole_folder(output) as folder, progress("export") as on_tensor:
             write_folder(folder, parcel, types, config.max_shard_bytes, on_tensor)

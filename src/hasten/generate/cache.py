@@ -36,7 +36,7 @@ class KeyValueCache:
     ) -> None:
         self.model, self.capacity, self.native = model, capacity, native
         self.padding = padding
-        self.starts = torch.tensor(padding, device=model.embedding.weight.device)  # [B], each row's first
+        self.starts = torch.tensor(padding, device=model.device)  # [B], each row's first
         self.filled = 0
         self.places: Places | None = None
         self.attentions: list[Any] = [layer.attention for layer in self.stack.layers.values()]
@@ -92,6 +92,21 @@ class KeyValueCache:
         logits = self.places.step(self.native, tokens.contiguous())
         self.filled += 1
         return logits
+
+    def follow_all(self, tokens: Tensor) -> Tensor:
+        """Scores of what comes after each of the next tokens of the only row: [T] -> [T, V]."""
+        if self.native is None:
+            return self.model.logits(self.read(tokens[None])[0])
+        self.check(self.filled + len(tokens))
+        if self.places is None:
+            self.places = Places(self)
+        logits = self.places.step(self.native, tokens.contiguous(), joined=True)
+        self.filled += len(tokens)
+        return logits
+
+    def go_back(self, filled: int) -> None:
+        """Forget what was read beyond the first `filled` positions."""
+        self.filled = min(self.filled, filled)
 
     def check(self, end: int) -> None:
         """Refuse to read on to position `end` where there is no room or no such position."""
@@ -167,7 +182,7 @@ class Places:
         config = cache.model.config
         every = torch.arange(cache.capacity)
         self.angles = *tables(cache.stack.angles(every)), *tables(cache.stack.local_angles(every))
-        self.logits = torch.empty(len(cache.padding), config.vocabulary)
+        self.logits = torch.empty(0, config.vocabulary)
         self.pointers = [
             pointers([getattr(slot, name) for slot in cache.slots]) for name in ("keys", "values")
         ]
@@ -177,10 +192,13 @@ class Places:
             capacity=cache.capacity,
         )
 
-    def step(self, native: NativeDecoder, tokens: Tensor) -> Tensor:
-        """tokens [B] -> logits [B, V]."""
+    def step(self, native: NativeDecoder, tokens: Tensor, *, joined: bool = False) -> Tensor:
+        """tokens [B] -> logits [B, V]; `joined`: they follow each other in the only row."""
         place, cache = self.structure, self.cache
         place.rows, place.filled, place.starts = len(tokens), cache.filled, cache.starts.data_ptr()
+        place.joined = joined
+        if len(self.logits) < len(tokens):
+            self.logits = self.logits.new_empty(len(tokens), self.logits.shape[1])
         logits = self.logits[: len(tokens)]
         native.step(place, tokens, logits)
         return logits

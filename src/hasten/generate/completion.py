@@ -30,6 +30,8 @@ class Completion:
     forgotten_tokens: int = 0
     score: float | None = None
     from_source: bool = False  # `prompt` is what was translated, not what the text goes on from
+    guessed: int = 0  # tokens that a smaller model guessed
+    accepted: int = 0  # of these, how many were kept
 
     @property
     def remark(self) -> str | None:
@@ -39,6 +41,9 @@ class Completion:
                 f"the text ends after {len(self.tokens)} tokens because the model's context is full;"
                 " write context_overflow: slide to go on without the beginning"
             )
+        if self.guessed:
+            share = f"{self.accepted / self.guessed:.0%}"
+            return f"{share} of {self.guessed} guesses of the smaller model were kept"
         if self.forgotten_tokens:
             return f"the model forgot the first {self.forgotten_tokens} tokens as its context was full"
         return None
@@ -78,6 +83,7 @@ class Row:
         # No target of a pair is padding, and a published model has learnt nothing about it.
         self.never = frozenset[int]() if source is None else frozenset({tokenizer.pad_id}) - self.end_ids
         self.score: float | None = None
+        self.guessed = self.accepted = 0
         self.num_prompt_tokens = len(self.ids)
         self.most_tokens = config.max_new_tokens + (self.first is not None)
         self.start = 0  # of what the model still has in its context
@@ -136,7 +142,15 @@ class Row:
         """The row as a result, once it has ended."""
         assert self.stopped_by is not None
         text = self.text.text if self.stopped_by == "stop" else self.text.finish()
-        tokens, from_source = tuple(self.ids[self.num_prompt_tokens :]), self.source is not None
         return Completion(
-            self.prompt, text, tokens, self.stopped_by, self.seed, self.start, self.score, from_source
+            self.prompt,
+            text,
+            tuple(self.ids[self.num_prompt_tokens :]),
+            self.stopped_by,
+            self.seed,
+            forgotten_tokens=self.start,
+            score=self.score,
+            from_source=self.source is not None,
+            guessed=self.guessed,
+            accepted=self.accepted,
         )

@@ -77,6 +77,12 @@ class GenerateConfig(Config):
         " keys and values so: twice as fast",
     )
     batch_rows: Positive = Field(32, description="texts that are generated together")
+    draft: Path | None = Field(
+        None,
+        description="a smaller model with the same tokenizer, best a distilled one: it guesses tokens and the"
+        " model keeps those that it would have written, the same texts sooner (speculative decoding)",
+    )
+    draft_tokens: Positive = Field(4, description="how many tokens are guessed at a time")
     seed: int = 0
 
     @field_validator("stop")
@@ -102,6 +108,19 @@ class GenerateConfig(Config):
                 f"samples_per_prompt is {self.samples_per_prompt} and beams {self.beams}: a search finds"
                 f" as many texts as it has beams; write beams: {self.samples_per_prompt} or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_draft(self) -> "GenerateConfig":
+        others = {"repetition_penalty": 1.0, "no_repeat_ngram": None}
+        for name, plain in others.items():
+            if self.draft is not None and getattr(self, name) != plain:
+                raise ValueError(
+                    f"{name} looks at the text so far, for which a draft cannot guess ahead; leave out one of"
+                    " them"
+                )
+        if self.draft is not None and (self.beams or 1) > 1:
+            raise ValueError(f"beams is {self.beams}, and a draft guesses for one text; write beams: 1")
         return self
 
     def width(self, reads_source: bool) -> int:

@@ -3,7 +3,8 @@
 Letters in shapes: B rows, T prompt tokens, D model width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from hasten.core.errors import ConfigError, DataError
@@ -12,14 +13,20 @@ from hasten.generate.config import GenerateConfig
 from hasten.generate.prepared import Prepared, Writer, batches, pad_left, ready
 from hasten.generate.sample import Sampler
 from hasten.generate.search import search
-from hasten.model.transformer import Encoder, Seq2Seq, Transformer
+from hasten.generate.speculative import Pair
+from hasten.model.transformer import Decoder, Encoder, Seq2Seq, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["OnText", "Prepared", "check_vocabulary", "check_writes", "extend", "generate", "grow", "ready"]
+__all__ = [
+    "LetGrow", "OnText", "check_draft", "check_vocabulary", "check_writes", "extend", "generate", "grow",
+    "growing", "ready",
+]  # fmt: skip
 
 OnText = Callable[[int, str], None]
 OnDone = Callable[[Sequence[Row]], None]
 """Told the rows that have ended, a batch at a time."""
+LetGrow = Callable[[list[Row]], object]
+"""Lets the rows of a batch grow until each has ended."""
 
 
 def generate(
@@ -30,20 +37,24 @@ def generate(
     on_text: OnText | None = None,
     *,
     on_done: OnDone | None = None,
+    draft: Writer | None = None,
 ) -> list[Completion]:
     """Continue each prompt `config.samples_per_prompt` times; the samples of a prompt follow each other.
 
     A model that reads a source gets the prompt as its source.  With beams, the samples are the best texts
     that were found, the best first.  `on_text(i, piece)` receives the text of the i-th completion as it
-    grows; its pieces join to the final text.  Raises ConfigError for a tokenizer of another model, DataError
-    for a prompt that the context cannot hold.
+    grows; its pieces join to the final text.  `draft` is a smaller model that guesses ahead
+    (`generate/speculative.py`).  Raises ConfigError for a tokenizer of another model, DataError for a prompt
+    that the context cannot hold.
     """
     if isinstance(model, Encoder):
         raise ConfigError("this model is an encoder: it reads text and writes none; take another checkpoint")
     check_writes(model)
     check_vocabulary(model, tokenizer)
     rows = begin(model, tokenizer, prompts, config, on_text)
-    grow(model, rows, config, tokenizer.vocab_size, on_done)
+    if draft is not None:
+        check_draft(model, draft, tokenizer)
+    grow(model, rows, config, tokenizer.vocab_size, on_done, draft=draft)
     return [row.completion() for row in rows]
 
 
@@ -97,16 +108,19 @@ def grow(
     config: GenerateConfig,
     vocab_size: int,
     on_done: OnDone | None = None,
+    *,
+    draft: Writer | None = None,
 ) -> None:
     """Let every row grow until it has ended, `config.batch_rows` prompts at a time."""
     width, samples = config.width(isinstance(model, Seq2Seq)), config.samples_per_prompt
-    with ready(model, config) as prepared:
-        if width == 1:
+    if width == 1:
+        with growing(model, config, vocab_size, draft) as let_grow:
             for batch in batches(rows, config.batch_rows):
-                extend(prepared, batch, config, vocab_size)
+                let_grow(batch)
                 if on_done is not None:
                     on_done(batch)
-            return
+        return
+    with ready(model, config) as prepared:
         groups = [rows[first : first + samples] for first in range(0, len(rows), samples)]
         of_row = {id(group[0]): group for group in groups}
         for batch in batches([group[0] for group in groups], config.batch_rows):
@@ -114,6 +128,27 @@ def grow(
             search(prepared, found, config, vocab_size, width)
             if on_done is not None:
                 on_done([row for group in found for row in group])
+
+
+@contextmanager
+def growing(
+    model: Writer, config: GenerateConfig, vocab_size: int, draft: Writer | None = None
+) -> Iterator[LetGrow]:
+    """What lets rows grow until each has ended: together, or one after the other where a draft guesses."""
+    with ready(model, config) as prepared:
+        if draft is None:
+            yield lambda rows: extend(prepared, rows, config, vocab_size)
+            return
+        with ready(draft, config) as small:
+            yield Pair(prepared, small, config, vocab_size).let_grow
+
+
+def check_draft(model: Writer, draft: Writer, tokenizer: Tokenizer) -> None:
+    """Refuse a draft for another kind of model, or of one."""
+    if not isinstance(model, Decoder) or not isinstance(draft, Decoder):
+        raise ConfigError("generate.draft is for decoders, both models; leave it out, or name a decoder")
+    check_writes(draft)
+    check_vocabulary(draft, tokenizer)
 
 
 def check_writes(model: Transformer) -> None:
@@ -140,7 +175,7 @@ def extend(prepared: Prepared, rows: list[Row], config: GenerateConfig, vocab_si
     Where contexts slide, full rows keep their last half and everything is read again: what the model sees
     is then exactly a shorter text, in positions that it knows, and the reading costs about one token a token.
     """
-    device = prepared.model.embedding.weight.device
+    device = prepared.model.device
     begins = [(row.seed, row.prompt, row.ids) for row in rows]
     sampler = Sampler(
         begins,

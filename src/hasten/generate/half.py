@@ -25,7 +25,7 @@ def worth_packing(model: Decoder, new_tokens: int) -> bool:
 
     Only the settings of one text count, not how many there are: it is to be the same alone and in company.
     """
-    size = sum(weight.numel() for weight in model.parameters())
+    size = sum(weight.numel() for weight in (*model.parameters(), *model.buffers()))
     return new_tokens >= WORTHWHILE_TOKENS and size >= WORTHWHILE_PARAMETERS
 
 

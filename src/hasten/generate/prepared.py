@@ -49,7 +49,7 @@ def ready(model: Writer, config: GenerateConfig) -> Iterator[Prepared]:
 
     Compiled blocks run eagerly: a cache grows with every token, and each length would be compiled anew.
     """
-    stored = model.embedding.weight.dtype
+    stored = model.dtype
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision, stored)
     prepared = model if wanted == stored else copy.deepcopy(model).to(wanted)
     training = model.training

@@ -73,10 +73,20 @@ def pick(logits: Tensor, draw: Tensor) -> Tensor:
 
     With the draws given, a row's token depends on its own logits alone, whoever shares the batch.
     """
-    mass = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    return inverted(logits.double().softmax(dim=-1), draw)
+
+
+def inverted(shares: Tensor, draw: Tensor) -> Tensor:
+    """The token [B] at which the sum of `shares` [B, V] exceeds `draw` [B], in [0, 1), times their sum."""
+    mass = shares.double().cumsum(dim=-1)
     # The first token whose mass exceeds the draw: tokens of probability 0 add none and are never first.
     # Scaling by the last mass keeps the draw below it, although the sum may round to less than 1.
     return torch.searchsorted(mass, draw[:, None] * mass[:, -1:], right=True).squeeze(-1)
+
+
+def invert(shares: Tensor, draw: float) -> int:
+    """`inverted` of one row [1, V]."""
+    return int(inverted(shares, torch.tensor([draw], dtype=torch.float64, device=shares.device)))
 
 
 class Filters(Structure):
@@ -85,24 +95,54 @@ class Filters(Structure):
     _fields_ = [("temperature", c_float), ("top_p", c_float), ("min_p", c_float), ("top_k", c_int64)]
 
 
+def filters_of(config: GenerateConfig) -> Filters:
+    """Those of a recipe."""
+    c = config
+    return Filters(c.temperature, 1.0 if c.top_p is None else c.top_p, c.min_p or 0.0, c.top_k or 0)
+
+
+def for_kernel(logits: Tensor) -> bool:
+    """Whether the kernel can read these scores."""
+    return on_cpu(logits) and logits.dtype == torch.float32 and logits.stride(-1) == 1
+
+
+def filtered_by(logits: Tensor, config: GenerateConfig) -> Tensor:
+    """`filtered` with the settings of a recipe."""
+    c = config
+    return filtered(logits, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p)
+
+
+def shares(logits: Tensor, config: GenerateConfig) -> Tensor:
+    """What tokens are drawn from: logits [B, V] -> probabilities [B, V], at temperature 0 of 0 and 1.
+
+    On a CPU with the same kernel as `drawn`.
+    """
+    if config.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    if not for_kernel(logits):
+        return filtered_by(logits, config).softmax(dim=-1)
+    (rows, vocabulary), left = logits.shape, torch.empty(logits.shape)
+    kernels().left_shares(
+        address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary),
+        byref(filters_of(config)), address(left),
+    )  # fmt: skip
+    return left / left.sum(dim=-1, keepdim=True)
+
+
 def drawn(logits: Tensor, draw: Tensor, config: GenerateConfig) -> Tensor:
     """One token a row from what the filters of `config` leave: logits [B, V], draw [B] -> [B].
 
     On a CPU the kernel does it without sorting; there all tokens stay that tie with the last of top-p.
     """
-    c = config
-    if on_cpu(logits, draw) and logits.dtype == torch.float32 and logits.stride(-1) == 1:
-        tokens = torch.empty(len(logits), dtype=torch.int64)
-        filters = Filters(c.temperature, 1.0 if c.top_p is None else c.top_p, c.min_p or 0.0, c.top_k or 0)
-        (rows, vocabulary), draw = logits.shape, draw.contiguous()
-        kernels().sample_tokens(
-            address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary), address(draw),
-            byref(filters), address(tokens),
-        )  # fmt: skip
-        return tokens
-    return pick(
-        filtered(logits, temperature=c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p), draw
-    )
+    if not for_kernel(logits):
+        return pick(filtered_by(logits, config), draw)
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    (rows, vocabulary), draw = logits.shape, draw.contiguous()
+    kernels().sample_tokens(
+        address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary), address(draw),
+        byref(filters_of(config)), address(tokens),
+    )  # fmt: skip
+    return tokens
 
 
 def draws(seed: int, prompt: str, count: int) -> Tensor:

@@ -35,7 +35,7 @@ def found_texts(
 ) -> list[list[Hypothesis]]:
     """The texts that a search finds for each row's prompt, the best first."""
     tokens, padding = pad_left([row.window for row in rows])
-    model, device = prepared.model, prepared.model.embedding.weight.device
+    model, device = prepared.model, prepared.model.device
     # As in sampling, one token may stand beyond the last position: it is chosen and never read.
     limits = [min(row.most_tokens, row.max_positions - len(row.window) + 1) for row in rows]
     ends = rows[0].end_ids if config.stop_at_end_of_text else frozenset[int]()

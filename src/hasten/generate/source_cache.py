@@ -31,7 +31,7 @@ class SourceCache(KeyValueCache):
 
     def __init__(self, model: Seq2Seq, sources: list[list[int]], padding: list[int], capacity: int) -> None:
         super().__init__(model, padding, capacity)
-        tokens, self.source_segments = rectangle(sources, model.embedding.weight.device)
+        tokens, self.source_segments = rectangle(sources, model.device)
         self.memory = model.encode(tokens, segments=self.source_segments)
         crosses = [layer.cross for layer in self.stack.layers.values()]
         self.looks = [Look(self, cross) for cross in crosses if isinstance(cross, CrossAttention)]

@@ -54,6 +54,8 @@ def translate(
             f"generate.samples_per_prompt is {config.samples_per_prompt}, and each line has one translation;"
             " write 1, or use hasten generate"
         )
+    if config.draft is not None:
+        raise ConfigError(f"generate.draft is {config.draft}, and drafts are for decoders; leave it out")
     work, began, incoming = Work(), time.monotonic(), iter(lines)
     while chunk := [line.rstrip("\r\n") for line in islice(incoming, chunk_lines)]:
         for text in translated(model, tokenizer, chunk, config, work):

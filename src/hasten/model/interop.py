@@ -7,11 +7,11 @@ refused by name.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hasten.core.config import parse
@@ -19,11 +19,15 @@ from hasten.core.console import say
 from hasten.core.errors import CheckpointError, ConfigError
 from hasten.core.files import write_json
 from hasten.core.foreign import file_inside, read_json
+from hasten.model.compressed_tensors import FIELD, Unpacked, read_schemes
 from hasten.model.config import ModelConfig
 from hasten.model.families.base import Family, Fields, Source, combine
 from hasten.model.families.registry import family_named, family_of
+from hasten.model.folder_integers import hold_integers, kept_integers
+from hasten.model.plain import numbers, plain_weights, type_of
 from hasten.model.transformer import Transformer, assemble
-from hasten.model.weights import INDEX, WEIGHTS, Weights, present, weights_in
+from hasten.model.weight_files import groups, write_shards
+from hasten.model.weights import Weights, present, weights_in
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CODE_FIELDS = ("auto_map", "custom_code", "custom_pipelines", "trust_remote_code")
@@ -48,19 +52,35 @@ def load_with_types(
     folder: Path, pickle: bool = False, on_tensor: OnTensor = lambda done, total: None
 ) -> tuple[Transformer, Types]:
     """As `load_hugging_face`, with the type in which each parameter came."""
-    family, values = read_family(folder / CONFIG)
-    tensors = weights_in(folder, pickle)
-    theirs = Renamed(tensors, family.plain_names(tensors, str(folder)))
-    config = read_shape(family, values, folder / CONFIG, theirs)
-    check_room(config, tensors, folder)
+    family, config, tensors, theirs = opened(folder, pickle)
     with torch.device("meta"):
         model = assemble(config)
     state, types = translate(theirs, model, family, folder, on_tensor)
     model.load_state_dict(state, assign=True)
+    if isinstance(tensors, Unpacked):
+        hold_integers(model, family.sources(config), theirs.names, tensors)
     return model, types
 
 
-def check_room(config: ModelConfig, tensors: Weights, folder: Path) -> None:
+def shape_in(folder: Path, pickle: bool = False) -> ModelConfig:
+    """The shape of the model that `load_hugging_face` would load."""
+    return opened(folder, pickle)[1]
+
+
+def opened(folder: Path, pickle: bool) -> tuple[Family, ModelConfig, Weights | Unpacked, "Renamed"]:
+    """What a folder says of its model, its tensors, and these by the names of the family; none is read."""
+    family, values = read_family(folder / CONFIG)
+    stored = weights_in(folder, pickle)
+    tensors: Weights | Unpacked = stored
+    if values.get(FIELD) is not None:
+        tensors = Unpacked(stored, read_schemes(values[FIELD], str(folder / CONFIG)), str(folder))
+    theirs = Renamed(tensors, family.plain_names(tensors, str(folder)))
+    config = read_shape(family, values, folder / CONFIG, theirs)
+    check_room(config, tensors, folder)
+    return family, config, tensors, theirs
+
+
+def check_room(config: ModelConfig, tensors: Weights | Unpacked, folder: Path) -> None:
     """Refuse a model that the files cannot fill by far, before it is built.
 
     What is missing by less is told by name when the tensors are looked for.
@@ -107,6 +127,9 @@ def read_shape(
 ) -> ModelConfig:
     """What the fields say, and for some families the names of the tensors (a pooler, a head of its own)."""
     fields = Fields(values, str(path), theirs)
+    if values.get(FIELD) is not None:
+        read_schemes(values[FIELD], str(path))  # a quantised model has the shape of a plain one
+        fields.skip(FIELD)
     try:
         shape = family.read(fields)
         fields.finish()
@@ -229,29 +252,36 @@ def save_hugging_face(
     """Write `model` so that `transformers` loads it with equal logits.
 
     `types` says for each parameter in which type it is written (the model's own where it says nothing);
-    `extra` are fields that change no logit, such as the ids of special tokens.  `CheckpointError` where no
+    `extra` are fields that change no logit, such as the ids of special tokens.  Layers that are integers are
+    written as these, in a format of compressed-tensors.  `CheckpointError` where no
     architecture that we know of can hold the model, or a type cannot hold a number.
     """
     family, fields = family_of(model.config)
-    state, types = model.state_dict(), types or {}
+    state, types = plain_weights(model), types or {}
     parts: dict[str, dict[int, str]] = defaultdict(dict)
     sources = {name: family.sources(model.config)[name] for name in state}
     for name, source in sources.items():
         parts[family.written_name(source, headless=model.config.head == "none")][source.part] = name
-    kinds = {theirs: types.get(ours[0], state[ours[0]].dtype) for theirs, ours in parts.items()}
+    kept = kept_integers(model, state, parts, sources, family)
+    plain = {theirs: ours for theirs, ours in parts.items() if theirs not in kept.weights}
+    kinds = {theirs: types.get(ours[0], type_of(state[ours[0]])) for theirs, ours in plain.items()}
     sizes = {
-        theirs: sum(state[name].numel() for name in ours.values()) * kinds[theirs].itemsize
-        for theirs, ours in parts.items()
+        theirs: sum(prod(state[name].shape) for name in ours.values()) * kinds[theirs].itemsize
+        for theirs, ours in plain.items()
     }
 
     def tensor(theirs: str) -> Tensor:
-        values = {part: state[name].detach().cpu() for part, name in parts[theirs].items()}
+        if theirs in kept.tensors:
+            return kept.tensors[theirs]
+        values = {part: numbers(state[name]).detach().cpu() for part, name in parts[theirs].items()}
         return narrowed(combine(values, sources[parts[theirs][0]]), kinds[theirs], theirs)
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_shards(folder, groups(sizes, max_shard_bytes), sizes, tensor, on_tensor)
     main = max(kinds.values(), key=lambda kind: sum(sizes[n] for n in kinds if kinds[n] == kind))
-    write_json(folder / CONFIG, {**(extra or {}), **fields, "dtype": str(main).removeprefix("torch.")})
+    sizes |= {theirs: packed.nbytes for theirs, packed in kept.tensors.items()}
+    write_shards(folder, groups(sizes, max_shard_bytes), sizes, tensor, on_tensor)
+    dtype = {"dtype": str(main).removeprefix("torch.")}
+    write_json(folder / CONFIG, {**(extra or {}), **fields, **dtype, **kept.config})
 
 
 def narrowed(tensor: Tensor, kind: torch.dtype, name: str) -> Tensor:
@@ -262,37 +292,3 @@ def narrowed(tensor: Tensor, kind: torch.dtype, name: str) -> Tensor:
             f"'{name}' holds numbers beyond {str(kind).removeprefix('torch.')}; write dtype=bfloat16"
         )
     return result
-
-
-def groups(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
-    """Names in order, cut into groups of at most `max_bytes`; a larger tensor is alone in its group."""
-    result: list[list[str]] = [[]]
-    room = max_bytes
-    for name, size in sizes.items():
-        if result[-1] and size > room:
-            result.append([])
-            room = max_bytes
-        result[-1].append(name)
-        room -= size
-    return result
-
-
-def write_shards(
-    folder: Path,
-    shards: list[list[str]],
-    sizes: Mapping[str, int],
-    tensor: Callable[[str], Tensor],
-    on_tensor: OnTensor,
-) -> None:
-    """One file, or several and an index; of the tensors only one file's are in memory at a time."""
-    weight_map, done = dict[str, str](), 0
-    for number, names in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {}
-        for name in names:
-            on_tensor(done, len(sizes))
-            tensors[name], weight_map[name], done = tensor(name), file, done + 1
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_json(folder / INDEX, index)

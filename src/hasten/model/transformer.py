@@ -16,6 +16,7 @@ from hasten.model.config import ModelConfig
 from hasten.model.feed_forward import ACTIVATIONS
 from hasten.model.initial import init_weights
 from hasten.model.norm import make_norm
+from hasten.model.quantized import QuantizedEmbedding
 from hasten.model.stack import Stack
 from hasten.ops.loss import Head, linear_cross_entropy, soft_cap
 
@@ -43,6 +44,7 @@ class Transformer(nn.Module):
     """What all assemblies share: a table that tokens are read by, and a head that scores."""
 
     config: ModelConfig
+    embedding: nn.Embedding | QuantizedEmbedding
 
     def add_tables(self, config: ModelConfig) -> None:
         """Give the model its embedding and its head."""
@@ -91,11 +93,33 @@ class Transformer(nn.Module):
 
     def scores(self, x: Tensor) -> Tensor:
         """The head applied to its input: x [..., D] -> [..., V]."""
-        scores = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        scores = self.tied_scores(x) if self.head is None else self.head(x)
         if self.head_bias is not None:
             scores = scores + self.head_bias.to(scores.dtype)
         cap = self.config.logit_soft_cap
         return scores if cap is None else soft_cap(scores, cap)
+
+    def tied_scores(self, x: Tensor) -> Tensor:
+        """x [..., D] times the table: [..., V]."""
+        if isinstance(self.embedding, QuantizedEmbedding):
+            return self.embedding.product(x)
+        return F.linear(x, self.embedding.weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is, and all else of a model that one device holds."""
+        return self.numbers.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the table's rows come in."""
+        return self.numbers.dtype
+
+    @property
+    def numbers(self) -> Tensor:
+        """A tensor that is where the table is, and of the type of its rows."""
+        table = self.embedding
+        return table.like if isinstance(table, QuantizedEmbedding) else table.weight
 
     def words(self, tokens: Tensor) -> Tensor:
         """The embeddings of tokens: [B, T] -> [B, T, D]."""

@@ -7,7 +7,7 @@ from typing import Protocol
 from hasten.core.errors import HastenError, did_you_mean
 from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
-from hasten.generate.engine import Prepared, check_vocabulary, check_writes, extend, ready
+from hasten.generate.engine import LetGrow, check_draft, check_vocabulary, check_writes, growing
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.conversation import conversation_ids
 from hasten.tokenizer.template import Message
@@ -35,18 +35,23 @@ def chat(
     config: GenerateConfig,
     template: str | None,
     *,
+    draft: Decoder | None = None,
     read: Callable[[str], str] = input,
     write: Write = write_now,
 ) -> None:
     """Talk until `/quit` or the end of the input; `read(prompt)` gives a line, `write` shows text at once.
 
     `template` is a chat template (see `tokenizer.template.find_template`); without one the model goes on with
-    what is written.  A mistake in a turn, such as a line longer than the context, is said and taken back.
+    what is written.  A `draft` guesses ahead.  A mistake in a turn, such as a line longer than the context,
+    is said and taken back.
     """
     check_writes(model)
     check_vocabulary(model, tokenizer)
-    with ready(model, config) as prepared:
-        talk = Conversation(prepared, tokenizer, config, template, write)
+    if draft is not None:
+        check_draft(model, draft, tokenizer)
+    with growing(model, config, tokenizer.vocab_size, draft) as let_grow:
+        positions = model.config.max_positions
+        talk = Conversation(let_grow, tokenizer, config, template, write, max_positions=positions)
         write(talk.history.greeting)
         while talk.follow(next_line(read)):
             pass
@@ -146,14 +151,16 @@ class Conversation:
 
     def __init__(
         self,
-        model: Prepared,
+        let_grow: LetGrow,
         tokenizer: Tokenizer,
         config: GenerateConfig,
         template: str | None,
         write: Write,
+        *,
+        max_positions: int,
     ) -> None:
-        self.model, self.tokenizer, self.config, self.write = model, tokenizer, config, write
-        self.template, self.turn = template, 0
+        self.let_grow, self.tokenizer, self.config, self.write = let_grow, tokenizer, config, write
+        self.template, self.max_positions, self.turn = template, max_positions, 0
         self.history = self.begin()
 
     def begin(self) -> History:
@@ -187,7 +194,7 @@ class Conversation:
         try:
             row = self.begin_answer()
             try:
-                extend(self.model, [row], self.config, self.tokenizer.vocab_size)
+                self.let_grow([row])
             except KeyboardInterrupt:
                 row.stopped_by = "interrupted"
         except HastenError as error:
@@ -205,9 +212,9 @@ class Conversation:
 
     def begin_answer(self) -> Row:
         """A row that has read as much of the history as leaves room for an answer."""
-        ids, room = self.history.ids(), min(self.config.max_new_tokens, self.model.config.max_positions // 2)
+        ids, room = self.history.ids(), min(self.config.max_new_tokens, self.max_positions // 2)
         forgot = False
-        while len(ids) + room > self.model.config.max_positions and self.history.forget():
+        while len(ids) + room > self.max_positions and self.history.forget():
             ids, forgot = self.history.ids(), True
         if forgot:
             self.write("(the context is full: the model no longer knows the beginning)\n")
@@ -216,7 +223,7 @@ class Conversation:
             self.config.seed + self.turn,
             ids,
             tokenizer=self.tokenizer,
-            max_positions=self.model.config.max_positions,
+            max_positions=self.max_positions,
             config=self.config,
             on_piece=self.write,
         )

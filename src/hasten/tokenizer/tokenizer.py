@@ -196,6 +196,10 @@ class Tokenizer:
                 " mask the logits of padded vocabulary rows before you sample"
             )
 
+    def spells_like(self, other: "Tokenizer") -> bool:
+        """Whether both number the same pieces alike, so that the ids of one mean the same to the other."""
+        return bool(self.inner.get_vocab() == other.inner.get_vocab())
+
     @property
     def is_byte_level(self) -> bool:
         """Whether ids are runs of bytes, so that every text survives the way there and back."""

@@ -1,10 +1,11 @@
 """A model taken out of a folder: a run, a checkpoint, a Hugging Face folder, or an adapter beside its base.
 
-A training of thin pairs beside a frozen model keeps what it trained and says in `adapter.yaml` which model it
-belongs to; that model is read from where it was, and must be the same.
+A compressed model says in `compression.yaml` which of its layers are of another kind than those of a plain
+model.  A training of thin pairs beside a frozen model keeps what it trained and says in `adapter.yaml` which
+model it belongs to; that model is read from where it was, and must be the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +19,11 @@ from hasten.adapt.merge import merged
 from hasten.adapt.nf4 import packed_weights
 from hasten.adapt.peft import adapter_base, is_adapter, load_adapter
 from hasten.core.config import Config, load
-from hasten.core.errors import CheckpointError
+from hasten.core.errors import CheckpointError, HastenError
+from hasten.model.compressed import COMPRESSION, CompressionNote, shape_as, tensors_of
 from hasten.model.config import ModelConfig
-from hasten.model.interop import load_hugging_face
+from hasten.model.interop import load_hugging_face, shape_in
+from hasten.model.quantized import check_scales, quantized_weights
 from hasten.model.transformer import Transformer, assemble
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.held import WEIGHTS, weights_of
@@ -63,6 +66,15 @@ def load_adapted(folder: Path, device: torch.device | str = "cpu") -> tuple[Tran
     return model.to(device).eval(), tokenizer_in(folder)
 
 
+def load_config(folder: Path) -> ModelConfig:
+    """The configuration of the model in `folder`, without its weights."""
+    folder = checkpoint_in(folder)
+    if is_checkpoint(folder):
+        check(folder, {MODEL})
+        return load(ModelConfig, folder / MODEL)
+    return load_config(base_in(folder)) if is_adapter(folder) else shape_in(folder)
+
+
 def tokenizer_in(folder: Path) -> Tokenizer | None:
     """The tokenizer beside a model; of an adapter that brings none, its base's."""
     if (folder / TOKENIZER).is_file():
@@ -75,14 +87,40 @@ def load_assembled(folder: Path) -> Transformer:
     """The model of a checkpoint, built without drawing weights that would be overwritten.
 
     Its numbers are float32 whatever their type in the file: an imported model keeps the type it came in.
+    Integers and their scales stay what they are.
     """
     with torch.device("meta"):
         model: Transformer = assemble(load(ModelConfig, folder / MODEL))
+        if (folder / COMPRESSION).is_file():
+            shape_by_note(model, folder / COMPRESSION)
     weights = Pieces(folder, WEIGHTS)
-    compare(folder, "weight", widened(weights.layout()), layout(weights_of(model)))
+    packed = {f"{name}.scales" for name, _ in quantized_weights(model)}
+    compare(folder, "weight", widened(weights.layout(), packed), layout(tensors_of(model)))
     model.to_empty(device="cpu")
-    for name, tensor in weights_of(model).items():
+    for name, tensor in tensors_of(model).items():
         tensor.copy_(weights[name])
+    for name, layer in quantized_weights(model):
+        check_scales(layer.scales, f"{folder}: {name}")
+    return model
+
+
+def shape_by_note(model: Transformer, path: Path) -> None:
+    """Give a plain model the layers that a file speaks of; CheckpointError where it cannot have them."""
+    note = load(CompressionNote, path)
+    try:
+        shape_as(model, note)
+    except HastenError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_trainable(folder: Path) -> Transformer:
+    """`load_model` for a training to begin with; CheckpointError for a quantised model."""
+    model = load_model(folder)[0]
+    if next(quantized_weights(model), None) is not None:
+        raise CheckpointError(
+            f"{folder}: is quantised, and integers cannot be trained; begin with the model that it was made"
+            " from, and quantise the result"
+        )
     return model
 
 
@@ -110,11 +148,11 @@ def load_beside_base(folder: Path) -> Transformer:
 def base_weights(note: AdapterNote, folder: Path) -> dict[str, Tensor]:
     """The weights of an adapter's base, refused where they are not those that it was trained beside."""
     try:
-        base = load_model(note.base)[0]
+        base = load_trainable(note.base)
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder}: was trained beside the model in {note.base}, which cannot be read ({error}); put that"
-            " model back, or correct `base` in adapter.yaml and its manifest by `hasten merge`"
+            " model back where it was"
         ) from None
     weights = dict(base.named_parameters())
     if digest_of(weights) != note.digest:
@@ -152,7 +190,10 @@ def base_in(folder: Path) -> Path:
     return place
 
 
-def widened(layout: Layout) -> Layout:
-    """The same once numbers of 16 bits are float32."""
+def widened(layout: Layout, but: Collection[str] = ()) -> Layout:
+    """The same once numbers of 16 bits are float32, `but` for some."""
     short = (torch.float16, torch.bfloat16)
-    return {name: (shape, torch.float32 if kind in short else kind) for name, (shape, kind) in layout.items()}
+    return {
+        name: (shape, torch.float32 if kind in short and name not in but else kind)
+        for name, (shape, kind) in layout.items()
+    }

@@ -21,20 +21,27 @@ from hasten.model.gguf.architectures import (
     shape_of,
 )
 from hasten.model.gguf.container import Container, read
+from hasten.model.gguf.integers import format_of_integers, repack
 from hasten.model.gguf.keys import Keys
 from hasten.model.gguf.names import ROPE_FACTORS, Place
-from hasten.model.gguf.quant import F16, F32, Q8_0, Bytes, Floats, Format, dequantize, quantize
+from hasten.model.gguf.quant import F16, F32, Q4_0, Q8_0, Bytes, Floats, Format, dequantize, quantize
 from hasten.model.gguf.rotary import rope_factors
 from hasten.model.gguf.vocabulary import write_vocabulary
 from hasten.model.gguf.vocabulary_reader import read_vocabulary
 from hasten.model.gguf.writer import Block, write
+from hasten.model.plain import Weight, numbers, plain_weights
+from hasten.model.quantized import QuantizedWeight
 from hasten.model.transformer import Decoder
 from hasten.tokenizer.tokenizer import Tokenizer
 
-DType = Literal["F32", "F16", "Q8_0"]
-FILE_TYPES: dict[str, tuple[Format, int]] = {"F32": (F32, 0), "F16": (F16, 1), "Q8_0": (Q8_0, 7)}
+DType = Literal["F32", "F16", "Q8_0", "Q4_0"]
+FILE_TYPES: dict[str, tuple[Format, int]] = {
+    "F32": (F32, 0), "F16": (F16, 1), "Q8_0": (Q8_0, 7), "Q4_0": (Q4_0, 2)
+}  # fmt: skip
 TEMPLATE = "tokenizer.chat_template"
 ALWAYS_F32 = ("position_embd.weight",)
+FINER = ("token_embd.weight", "output.weight")
+"""What has eight bits in a file of four: a word read or scored wrongly cannot be made up for."""
 
 
 def load_gguf(path: Path | str) -> tuple[Decoder, Tokenizer, str | None]:
@@ -141,13 +148,15 @@ def save_gguf(
     """Write `model` so that llama.cpp continues texts as hasten does.
 
     Vectors stay in float32, and so do rows of learned positions; a matrix whose rows are no multiple of 32 is
-    F16 in a Q8_0 file.  `nearest_split` accepts that llama.cpp cuts text in another way than the tokenizer,
-    where it has none for it.  `CheckpointError` where llama.cpp cannot hold the model or the tokenizer.
+    F16 in a Q8_0 or Q4_0 file, and the table of tokens is Q8_0 in a Q4_0 file.  What is integers already is
+    written as these, whichever of the two is asked for.  `nearest_split` accepts that llama.cpp cuts text in
+    another way than the tokenizer, where it has none for it.  `CheckpointError` where llama.cpp cannot hold
+    the model or the tokenizer.
     """
     if dtype not in FILE_TYPES:
         raise CheckpointError(f"dtype cannot be {dtype!r}; choose from {', '.join(FILE_TYPES)}")
     path, config = Path(path), model.config
-    parameters = dict(model.named_parameters())
+    parameters = plain_weights(model)
     architecture, shape = architecture_of(config, parameters)
     metadata: dict[str, Any] = {
         "general.architecture": architecture.name,
@@ -167,14 +176,14 @@ def save_gguf(
 
 
 def blocks(
-    parameters: Mapping[str, Tensor],
+    parameters: Mapping[str, Weight],
     config: ModelConfig,
     architecture: Architecture,
     format: Format,
     path: Path,
 ) -> Iterable[Block]:
     """The tensors to write, each made when it is its turn."""
-    grouped: dict[str, list[tuple[Place, Tensor]]] = defaultdict(list)
+    grouped: dict[str, list[tuple[Place, Weight]]] = defaultdict(list)
     for name, parameter in parameters.items():
         try:
             place = architecture.naming.place(config, name)
@@ -188,7 +197,12 @@ def blocks(
         factors = rope_factors(config.head_dim, config.rope_theta, config.rope_scaling)
         yield Block(ROPE_FACTORS, factors.shape, F32, partial(quantize, factors, F32))
     for name, parts in grouped.items():
-        shape = (sum(len(p) for _, p in parts), *parts[0][1].shape[1:])
+        shape = (sum(p.shape[0] for _, p in parts), *parts[0][1].shape[1:])
+        layers = [(place, weight) for place, weight in parts if isinstance(weight, QuantizedWeight)]
+        if layers and format in (Q8_0, Q4_0):
+            stored = format_of_integers(name, layers, len(parts))
+            yield Block(name, shape, stored, partial(repack, layers))
+            continue
         stored = format_of(name, shape, format)
         yield Block(name, shape, stored, partial(pack, name, parts, stored, path))
 
@@ -197,13 +211,15 @@ def format_of(name: str, shape: tuple[int, ...], format: Format) -> Format:
     """What a tensor is stored as where `format` is asked for."""
     if len(shape) < 2 or name in ALWAYS_F32:
         return F32
-    return F16 if shape[-1] % format.block else format
+    if shape[-1] % format.block:
+        return F16
+    return Q8_0 if format is Q4_0 and name in FINER else format
 
 
-def pack(name: str, parts: list[tuple[Place, Tensor]], format: Format, path: Path) -> Bytes:
+def pack(name: str, parts: list[tuple[Place, Weight]], format: Format, path: Path) -> Bytes:
     """A tensor's bytes; raises CheckpointError where the format cannot hold a number of it."""
     ordered = sorted(parts, key=lambda part: part[0].part)
-    values: Floats = torch.cat([place.theirs(ours) for place, ours in ordered]).contiguous().numpy()
+    values: Floats = torch.cat([place.theirs(numbers(ours)) for place, ours in ordered]).contiguous().numpy()
     packed = quantize(values, format)
     if not np.isfinite(values).all() or not np.isfinite(dequantize(packed, format)).all():
         raise CheckpointError(

@@ -84,22 +84,46 @@ def dequantize(packed: Bytes, format: Format) -> Floats:
 
 
 def quantize(values: Floats, format: Format) -> Bytes:
-    """`values` as bytes of F32, F16 or Q8_0; for the last their number is a multiple of 32.
+    """`values` as bytes of F32, F16, Q8_0 or Q4_0; for the last two their number is a multiple of 32.
 
-    Q8_0 as in ggml's reference: d = max |x| / 127 and q = x / d, halves rounded away from zero, with d itself
-    rounded to float16 only when it is stored.
+    As in ggml's reference: d = max |x| / 127, and in four bits the number of the largest magnitude over -8; q
+    = x / d, halves rounded away from zero, in four bits up; d itself is rounded to float16 only when stored.
     """
     if format is F32:
         return np.frombuffer(values.astype("<f4").tobytes(), np.uint8)
     if format is F16:
         with np.errstate(over="ignore"):  # the caller looks for infinities
             return np.frombuffer(values.astype("<f2").tobytes(), np.uint8)
-    assert format is Q8_0, format.name
     blocks = values.reshape(-1, BLOCK)
+    return quantize_q8_0(blocks) if format is Q8_0 else quantize_q4_0(blocks)
+
+
+def quantize_q8_0(blocks: Floats) -> Bytes:
+    """Numbers [N, 32] as blocks of Q8_0."""
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    scaled = blocks * inverse
-    rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    with np.errstate(over="ignore"):
-        halves = scale.astype("<f2").view(np.uint8)
-    return np.concatenate((halves, rounded.view(np.uint8)), axis=1).reshape(-1)
+    scaled = blocks * inverse_of(scale)
+    return pack(np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8), scale, Q8_0)
+
+
+def quantize_q4_0(blocks: Floats) -> Bytes:
+    """Numbers [N, 32] as blocks of Q4_0."""
+    largest = np.abs(blocks).argmax(axis=1, keepdims=True)
+    scale = np.take_along_axis(blocks, largest, axis=1) / np.float32(-8)
+    scaled = blocks * inverse_of(scale) + np.float32(8.5)
+    return pack(np.minimum(scaled.astype(np.int8), 15) - np.int8(8), scale, Q4_0)
+
+
+def inverse_of(scale: Floats) -> Floats:
+    """1 / scale, and 0 for 0."""
+    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+
+
+def pack(values: NDArray[np.int8], scales: Floats, format: Format) -> Bytes:
+    """Integers [N, 32], -8 to 7 in four bits, and their scales [N, 1] as blocks of Q8_0 or Q4_0."""
+    with np.errstate(over="ignore"):  # the caller looks for infinities
+        halves = scales.astype("<f2").view(np.uint8)
+    if format is Q8_0:
+        return np.concatenate((halves, values.view(np.uint8)), axis=1).reshape(-1)
+    assert format is Q4_0, format.name
+    codes = (values + np.int8(8)).view(np.uint8)
+    return np.concatenate((halves, codes[:, :16] | codes[:, 16:] << 4), axis=1).reshape(-1)

@@ -7,17 +7,16 @@
 //
 // Letters: B rows, D model width, H query heads, G key/value heads, K head width, F feed-forward width, V
 // vocabulary.  Numbers are float32; weights and the cache are float32, float16 or bfloat16, which
-// twelve bits of weights may stand for (project.h).
+// twelve bits of weights may stand for (project.h), or weights are small integers (quantized.h).
 #include <cmath>
 #include <vector>
 
-#include "project.h"
+#include "quantized.h"
 
 namespace {
 
 using namespace decoding;
 
-enum Kind : int64_t { FLOAT32, FLOAT16, BFLOAT16, TWELVE };
 enum Activation : int64_t { GELU, GELU_TANH, RELU_SQUARED, SILU, RELU };
 enum Place : int64_t { BEFORE, AFTER, BOTH };
 
@@ -36,7 +35,7 @@ struct Layer {
 
 struct Model {
   const Layer* layers;
-  const void* embedding;  // [V, D]
+  Matrix embedding;       // [V, D]
   const void* positions;  // [max_positions, D] from position 0 on, or null
   Norm norm;
   Matrix head;
@@ -44,7 +43,7 @@ struct Model {
   int64_t activation, layer_norm, embedding_norm, qk_norm;
   int64_t norm_place, parallel, final_norm;
   int64_t turned;                               // pairs of a head that are turned
-  int64_t weight_kind, table_kind, cache_kind;  // of the matrices, of the embeddings, of the cache
+  int64_t weight_kind, position_kind, cache_kind;  // of the matrices, of the positions, of the cache
   float norm_eps, soft_cap, attention_cap;      // a cap of 0: none
   float embedding_scale, attention_scale;
 };
@@ -58,6 +57,11 @@ struct Cache {
   const float* local_sines;
   const int64_t* starts;  // [B]: each row's first place in the cache
   int64_t rows, filled, capacity;
+  int64_t joined;  // whether the rows are tokens that follow each other in the one text of the cache
+
+  int64_t text(int64_t row) const { return joined ? 0 : row; }
+  int64_t place(int64_t row) const { return joined ? filled + row : filled; }  // of its key and value
+  int64_t position(int64_t row) const { return place(row) - starts[text(row)]; }
 };
 
 inline __m512 activated(__m512 x, int64_t kind) {
@@ -180,8 +184,8 @@ void squeeze(float* x, int64_t count, float cap) {
   }
 }
 
-// Everything between the projections for one row and one key/value head: the new key and value enter the
-// cache, and the query heads that share them look at all that the row has read.
+// Between the projections, for one row and one key/value head: the new key and value enter the cache, and the
+// query heads that share them look at all that the row has read.
 struct Heads { float *query, *key, *value, *mixed; };  // [B, H, K], [B, G, K], [B, G, K], [B, H, K]
 
 void prepare(float* x, const Model& model, const Norm& norm, const Cache& cache, bool local, int64_t position) {
@@ -191,23 +195,37 @@ void prepare(float* x, const Model& model, const Norm& norm, const Cache& cache,
   if (cosines) rotate(x, cosines + position * model.turned, sines + position * model.turned, model.turned);
 }
 
+// Where the cache has place 0 of a row's key/value head.
+template <class T>
+T* kept(void* const* buffers, const Model& model, const Cache& cache, int64_t number, int64_t row, int64_t group) {
+  return (T*)buffers[number] + (cache.text(row) * model.kv_heads + group) * cache.capacity * model.head_dim;
+}
+
+template <class T>
+void enter(const Model& model, const Layer& layer, const Cache& cache, int64_t number, int64_t row, int64_t group,
+           const Heads& heads) {
+  const int64_t width = model.head_dim, head = row * model.kv_heads + group, at = cache.place(row) * width;
+  float* key = heads.key + head * width;
+  const float* value = heads.value + head * width;
+  T* keys = kept<T>(cache.keys, model, cache, number, row, group) + at;
+  T* values = kept<T>(cache.values, model, cache, number, row, group) + at;
+  prepare(key, model, layer.key_norm, cache, layer.local, cache.position(row));
+  for (int64_t k = 0; k < width; k += LANES) {
+    const __mmask16 m = first(width - k);
+    store(keys + k, load(key + k, m), m);
+    store(values + k, load(value + k, m), m);
+  }
+}
+
 template <class T>
 void attend(const Model& model, const Layer& layer, const Cache& cache, int64_t number, int64_t row, int64_t group,
             const Heads& heads, float* scores) {
   const int64_t width = model.head_dim, shared = model.heads / model.kv_heads;
-  const int64_t position = cache.filled - cache.starts[row], head = row * model.kv_heads + group;
+  const int64_t position = cache.position(row), head = row * model.kv_heads + group;
   const int64_t count = layer.window > 0 ? std::min(position + 1, layer.window) : position + 1;
-  const int64_t start = cache.filled + 1 - count;  // of what is seen
-  float* key = heads.key + head * width;
-  const float* value = heads.value + head * width;
-  T* keys = (T*)cache.keys[number] + head * cache.capacity * width;
-  T* values = (T*)cache.values[number] + head * cache.capacity * width;
-  prepare(key, model, layer.key_norm, cache, layer.local, position);
-  for (int64_t k = 0; k < width; k += LANES) {
-    const __mmask16 m = first(width - k);
-    store(keys + cache.filled * width + k, load(key + k, m), m);
-    store(values + cache.filled * width + k, load(value + k, m), m);
-  }
+  const int64_t start = cache.place(row) + 1 - count;  // of what is seen
+  const T* keys = kept<T>(cache.keys, model, cache, number, row, group);
+  const T* values = kept<T>(cache.values, model, cache, number, row, group);
   const __m512 scale = all(model.attention_scale);
   for (int64_t i = 0; i < shared; i++) {
     float* query = heads.query + (head * shared + i) * width;
@@ -221,16 +239,48 @@ void attend(const Model& model, const Layer& layer, const Cache& cache, int64_t 
   }
 }
 
+// x += row `index` of a table.
 template <class T>
-void embed(const Model& model, const Cache& cache, const int64_t* tokens, int64_t row, float* x) {
-  const int64_t dim = model.dim;
-  const T* token = (const T*)model.embedding + tokens[row] * dim;
-  const T* position = (const T*)model.positions + (cache.filled - cache.starts[row]) * dim;
+void add_row(const void* table, int64_t index, int64_t dim, float* x) {
+  const T* row = (const T*)table + index * dim;
   for (int64_t k = 0; k < dim; k += LANES) {
     const __mmask16 m = first(dim - k);
-    const __m512 v = _mm512_mul_ps(load(token + k, m), all(model.embedding_scale));
-    store(x + k, model.positions ? _mm512_add_ps(v, load(position + k, m)) : v, m);
+    store(x + k, _mm512_add_ps(load(x + k, m), load(row + k, m)), m);
   }
+}
+
+void add_row(int64_t kind, const void* table, int64_t index, int64_t dim, float* x) {
+  auto go = kind == FLOAT32 ? add_row<float> : kind == FLOAT16 ? add_row<Half> : add_row<bf16>;
+  go(table, index, dim, x);
+}
+
+// Row `index` of a table of small integers.
+void read_row(const Matrix& table, int64_t index, float* x) {
+  const int64_t groups = table.inputs / table.group;
+  for (int64_t k = 0; k < table.inputs; k += 64) {
+    alignas(64) uint8_t codes[64];
+    const int64_t count = std::min<int64_t>(64, table.inputs - k);
+    _mm512_store_si512(codes, numbers_at(table, index, k, count));
+    for (int64_t i = 0; i < count; i++) {
+      const Half scale{table.scales[index * groups + (k + i) / table.group]};
+      x[k + i] = (codes[i] - added_to(table)) * _cvtsh_ss(scale.bits);
+    }
+  }
+}
+
+void embed(const Model& model, const Cache& cache, const int64_t* tokens, int64_t row, float* x) {
+  const int64_t dim = model.dim;
+  const Matrix& table = model.embedding;
+  if (table.kind == INT8 || table.kind == INT4) read_row(table, tokens[row], x);
+  else {
+    std::fill(x, x + dim, 0.f);
+    add_row(table.kind, table.weight, tokens[row], dim, x);
+  }
+  for (int64_t k = 0; k < dim; k += LANES) {
+    const __mmask16 m = first(dim - k);
+    store(x + k, _mm512_mul_ps(load(x + k, m), all(model.embedding_scale)), m);
+  }
+  if (model.positions) add_row(model.position_kind, model.positions, cache.position(row), dim, x);
   if (model.embedding_norm) normalize(x, x, dim, Norm{}, model.norm_eps, false);
 }
 
@@ -337,9 +387,17 @@ void block(const Model& model, const Cache& cache, int64_t number, const Scratch
   project<W>(layer.value, x, s.heads.value, rows);
   if (model.parallel) widen<W>(model, layer, s, own, rows);  // both halves read the same x
 #pragma omp barrier
+  if (cache.joined) {  // a row looks at what those before it have entered
 #pragma omp for schedule(static)
-  for (int64_t i = 0; i < rows * model.kv_heads; i++)
-    attend<T>(model, layer, cache, number, i / model.kv_heads, i % model.kv_heads, s.heads, own.scores);
+    for (int64_t i = 0; i < rows * model.kv_heads; i++)
+      enter<T>(model, layer, cache, number, i / model.kv_heads, i % model.kv_heads, s.heads);
+  }
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < rows * model.kv_heads; i++) {
+    const int64_t row = i / model.kv_heads, group = i % model.kv_heads;
+    if (!cache.joined) enter<T>(model, layer, cache, number, row, group, s.heads);
+    attend<T>(model, layer, cache, number, row, group, s.heads, own.scores);
+  }
   leave<W>(model, layer.attention_norm, layer.attention_out_norm, layer.out, s.heads.mixed, s, rows);
   if (!model.parallel) {
     widen<W>(model, layer, s, own, rows);
@@ -351,12 +409,11 @@ void block(const Model& model, const Cache& cache, int64_t number, const Scratch
 template <class W, class T>
 void step(const Model& model, const Cache& cache, const int64_t* tokens, float* logits, int threads) {
   const Scratch s = scratch_of(model, cache.rows);
-  auto enter = model.table_kind == FLOAT32 ? embed<float> : model.table_kind == FLOAT16 ? embed<Half> : embed<bf16>;
 #pragma omp parallel num_threads(threads)
   {
     const Own own = own_of(model, cache);
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < cache.rows; row++) enter(model, cache, tokens, row, s.x + row * model.dim);
+    for (int64_t row = 0; row < cache.rows; row++) embed(model, cache, tokens, row, s.x + row * model.dim);
     for (int64_t number = 0; number < model.num_layers; number++) block<W, T>(model, cache, number, s, own);
     const float* last = model.final_norm ? normed(model, model.norm, s.x, own, cache.rows) : s.x;
     project<W>(model.head, last, logits, cache.rows);
@@ -372,12 +429,14 @@ void step_with(const Model& model, const Cache& cache, const int64_t* tokens, fl
 
 }  // namespace
 
-// Read one more token of every row: tokens [B] -> logits [B, V]; its key and value go to place `filled`.
+// Read one more token of every row: tokens [B] -> logits [B, V]; its key and value go to place `filled`.  With
+// `joined` rows, B more tokens of the one text.
 extern "C" void decode_step(const Model* model, const Cache* cache, const int64_t* tokens, float* logits,
                             int64_t threads) {
   auto go = model->weight_kind == FLOAT32   ? step_with<float>
             : model->weight_kind == FLOAT16 ? step_with<Half>
             : model->weight_kind == TWELVE  ? step_with<Twelve>
+            : model->weight_kind == MIXED   ? step_with<Mixed>
                                             : step_with<bf16>;
   go(*model, *cache, tokens, logits, (int)threads);
 }

@@ -19,6 +19,8 @@ namespace decoding {
 
 constexpr int64_t LANES = 16;
 
+enum Kind : int64_t { FLOAT32, FLOAT16, BFLOAT16, TWELVE, MIXED, INT8, INT4, PANELS8, PANELS4 };
+
 struct Half { uint16_t bits; };
 
 inline __mmask16 first(int64_t count) { return count >= LANES ? 0xFFFF : (__mmask16)((1u << count) - 1); }
@@ -52,6 +54,10 @@ struct Matrix {
   const Odd* odd;            // by output, then by input
   int64_t num_odd;
   const bf16* whole;         // what twelve bits stand for: faster where several rows share what is read
+  int64_t kind;              // where the matrices of a model differ (quantized.h)
+  const uint16_t* scales;    // of small integers: float16 [outputs, inputs / group]
+  int64_t group;
+  int64_t planes;            // bytes that a number it reads is cut into
 };
 
 // The weights of a matrix, sixteen at a time from the i-th on.

@@ -90,8 +90,9 @@ int64_t inverted(const std::vector<float>& shares, double draw) {
   return last;
 }
 
-int64_t chosen(const float* logits, int64_t vocabulary, double draw, const Filters& filters) {
-  std::vector<float> shares(vocabulary);  // of the softmax, the largest being 1
+// What the filters leave of the softmax, its largest being 1.
+std::vector<float> left_of(const float* logits, int64_t vocabulary, const Filters& filters) {
+  std::vector<float> shares(vocabulary);
   const __m512 top = all(largest(logits, vocabulary)), scale = all(1.f / filters.temperature);
   each(vocabulary, [&](int64_t i, auto lanes) {
     store(shares.data() + i, exp(_mm512_mul_ps(_mm512_sub_ps(load(logits + i, lanes), top), scale)), lanes);
@@ -99,7 +100,11 @@ int64_t chosen(const float* logits, int64_t vocabulary, double draw, const Filte
   if (filters.top_k > 0 && filters.top_k < vocabulary) drop(shares, least_of_top(shares, filters.top_k));
   if (filters.top_p < 1.f) drop(shares, least_of_top_p(shares, filters.top_p));
   if (filters.min_p > 0.f) drop(shares, filters.min_p);
-  return inverted(shares, draw);
+  return shares;
+}
+
+int64_t chosen(const float* logits, int64_t vocabulary, double draw, const Filters& filters) {
+  return inverted(left_of(logits, vocabulary, filters), draw);
 }
 
 }  // namespace
@@ -110,4 +115,14 @@ extern "C" void sample_tokens(const float* logits, int64_t rows, int64_t stride,
 #pragma omp parallel for schedule(dynamic) if (rows > 1)
   for (int64_t row = 0; row < rows; row++)
     tokens[row] = chosen(logits + row * stride, vocabulary, draws[row], *filters);
+}
+
+// The same without a draw: what is left of each row's softmax, [B, V], each row up to a factor.
+extern "C" void left_shares(const float* logits, int64_t rows, int64_t stride, int64_t vocabulary,
+                            const Filters* filters, float* shares) {
+#pragma omp parallel for schedule(dynamic) if (rows > 1)
+  for (int64_t row = 0; row < rows; row++) {
+    const auto left = left_of(logits + row * stride, vocabulary, *filters);
+    std::copy(left.begin(), left.end(), shares + row * vocabulary);
+  }
 }
