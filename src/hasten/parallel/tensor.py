@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup
 from hasten.core.errors import ConfigError
 from hasten.model.attention import Attention
 from hasten.model.config import ModelConfig
+from hasten.model.factored import factored_layers
 from hasten.model.layout import word
 from hasten.model.stack import Stack
 from hasten.model.transformer import Transformer
@@ -94,6 +95,11 @@ class Knife:
 
     def cut_all(self) -> None:
         """Leave a part of every module that `LAYOUT` names."""
+        if factored_layers(self.model):
+            raise ConfigError(
+                "parallel.tensor splits whole matrices, and this model has some of low rank; write"
+                " parallel.tensor: 1 and more shard"
+            )
         for name, module in list(self.model.named_modules()):
             kind = word(name)
             if isinstance(module, Attention) and self.few_keys:

@@ -40,6 +40,9 @@ class TrainConfig(Config):
     max_grad_norm: PositiveFloat | None = Field(
         default=1.0, description="scale larger gradients down to this L2 norm"
     )
+    keep_zeros: bool = Field(
+        default=False, description="weights of matrices that are zero in the base stay zero, as after pruning"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         default="auto",
         description="of matrix products; weights are fp32; fp8: Hopper and Ada GPUs, the rest in bf16",

@@ -30,6 +30,7 @@ from hasten.train.transfer import (
     factors,
     kind,
 )
+from hasten.train.zeros import Zeros
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Decay, Decay]  # of the running mean of the gradient and of its square
@@ -136,7 +137,8 @@ class Rates:
 class Optimizer:
     """Every trainable parameter of a model with the rule of its role and the rate of its kind.
 
-    `rates` are by default those of the configuration as written; `Rates.at` makes them follow the size.
+    `rates` are by default those of the configuration as written; `Rates.at` makes them follow the size.  With
+    `keep_zeros`, weights of matrices that are zero now stay so.
     What is here of a parameter is updated here; `arrangement` says what that is, by default everything, and
     all processes of its grid make their optimizer at the same moment.
     The state is a flat mapping of named tensors, `{parameter}/{momentum|exp_avg|exp_avg_sq|step}`, there
@@ -149,12 +151,15 @@ class Optimizer:
         config: AdamWConfig | MuonConfig,
         rates: Rates | None = None,
         arrangement: Arrangement | None = None,
+        *,
+        keep_zeros: bool = False,
     ) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         # What FSDP shards is updated as the plain tensor that is here: so every rule can be any function.
         with torch.no_grad():
             self.parameters = {name: local(parameter) for name, parameter in trained.items()}
         self.sharded = [(p, self.parameters[n]) for n, p in trained.items() if p is not self.parameters[n]]
+        self.zeros = Zeros(self.parameters) if keep_zeros else None
         self.names = {parameter: name for name, parameter in self.parameters.items()}
         rates = rates or Rates.written(config)
         self.turns, groups = rates.turns, by_role_and_rate(self.names, rates)
@@ -181,9 +186,11 @@ class Optimizer:
         }
 
     def receive(self) -> None:
-        """Take over the gradients of what is sharded, before they are looked at."""
+        """Take over the gradients of what is sharded, before they are looked at; none of zeros that stay."""
         for sharded, here in self.sharded:
             here.grad = None if sharded.grad is None else local(sharded.grad)
+        if self.zeros is not None:
+            self.zeros.hold_gradients()
 
     def step(self, multiplier: float, finite: Tensor, turn: int | None = None) -> None:
         """Update with `multiplier` on every learning rate; not a bit changes where `finite` [] is False.
@@ -197,6 +204,8 @@ class Optimizer:
             part.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
             part.turn = turn or 0  # type: ignore[attr-defined]
             part.step()
+        if self.zeros is not None:
+            self.zeros.hold()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
