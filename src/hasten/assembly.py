@@ -1,16 +1,21 @@
 """From a recipe to a training that is ready to begin: its data and its model, both checked."""
 
 import shutil
+from math import ceil
 
 from hasten.claim import claim
 from hasten.core.files import fingerprint
 from hasten.core.runtime import Runtime
+from hasten.data.corpus import Corpus
 from hasten.data.prepare import RECORD, Prepared
 from hasten.data.tasks.corpus import TaskCorpus
 from hasten.data.tasks.dialogues import SpokenEncoding
+from hasten.model.config import ModelConfig
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.objective.distillation import Distillation
 from hasten.objective.preference import Preference
+from hasten.objective.protocol import Objective as Training
 from hasten.parallel.apply import parallelize
 from hasten.parallel.arrangement import Arrangement
 from hasten.parallel.grid import Grid
@@ -22,10 +27,15 @@ from hasten.train.begin import beginning
 from hasten.train.engine import choose_precision
 from hasten.train.reference import reference
 from hasten.train.run import Run
+from hasten.train.spoken import Spoken
+from hasten.train.teacher import Teaching, open_teaching
+from hasten.train.teacher_cache import TEACHERS, check_rows, spoken
 from hasten.trust import check_data, keep_checks
 
 REFERENCES = "references"
 """The folder beside prepared data with what starting models gave preferred answers."""
+SPARE = 1.5
+"""Times the rows of all steps: who goes back to a checkpoint reads on behind the data that did harm."""
 
 
 def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
@@ -51,7 +61,11 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
         recipe.adapt.check_mesh(grid.degrees, precision)
     # FSDP wants parameters of one type, and casts what it gathers.
     half = precision != "fp32" and grid.degrees["shard"] == 1
-    start, notes = beginning(architecture, recipe.base_folder, recipe.adapt, rank, half=half)
+    start, notes = beginning(
+        architecture, recipe.base_folder, recipe.adapt, rank, half=half, stay=recipe.staying
+    )
+    teaching = teaching_of(recipe, architecture, tokenizer, corpus, runtime)
+    start = start if teaching is None else teaching.beginning(start)
     if isinstance(encoding, SpokenEncoding):  # how a model of conversations is to be asked
         notes[TEMPLATE] = encoding.template
     model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision, start)
@@ -64,12 +78,22 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     for some in (corpus, validation):
         if isinstance(some, TaskCorpus):
             refer(recipe.objective, some, model, arrangement, runtime=runtime, precision=precision)
+    objective: Training
+    if isinstance(recipe.objective, Distillation):
+        assert teaching is not None
+        if recipe.objective.cache is not None:
+            corpus.beside = heard(
+                recipe, teaching, corpus, prepared, grid, runtime=runtime, precision=precision
+            )
+        objective = teaching.objective(model, precision)
+    else:
+        objective = recipe.objective
     return Run(
         recipe.output,
         recipe.train,
         model=model,
         arrangement=arrangement,
-        objective=recipe.objective,
+        objective=objective,
         corpus=corpus,
         validation=validation,
         runtime=runtime,
@@ -80,9 +104,48 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     )
 
 
+def teaching_of(
+    recipe: Recipe, student: ModelConfig, tokenizer: Tokenizer, corpus: Corpus, runtime: Runtime
+) -> Teaching | None:
+    """The recipe's teacher for a student of this shape and these rows; None without one."""
+    if not isinstance(recipe.objective, Distillation) or recipe.teacher_folder is None:
+        return None
+    if recipe.objective.cache is not None:
+        check_rows(corpus)
+    rows = max(recipe.text.row_tokens, recipe.text.source_row_tokens or 0)
+    return open_teaching(
+        recipe.objective, recipe.teacher_folder, student, tokenizer, row_tokens=rows, device=runtime.device
+    )
+
+
+def heard(
+    recipe: Recipe,
+    teaching: Teaching,
+    corpus: Corpus,
+    prepared: Prepared,
+    grid: Grid,
+    *,
+    runtime: Runtime,
+    precision: str,
+) -> Spoken:
+    """What the teacher says of the rows that the training reads, kept beside the prepared data."""
+    batch_rows = recipe.train.batch_rows(corpus.row_tokens, grid.replicas)
+    steps = recipe.train.num_steps(batch_rows, corpus.num_rows)
+    return spoken(
+        teaching,
+        corpus,
+        folder=prepared.folder.parent / TEACHERS,
+        data=f"{prepared.folder.name}/train/{corpus.row_tokens}/{corpus.source_tokens}",
+        runtime=runtime,
+        precision=precision,
+        share=(grid.replica, grid.replicas),
+        rows=None if steps is None else ceil(SPARE * steps * batch_rows),
+    )
+
+
 def agree(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> None:
     """Refuse processes that do not all train the same."""
-    names = {"base", "model", "adapt", "objective", "train", "parallel"}
+    names = {"base", "layers", "model", "adapt", "objective", "train", "parallel"}
     settings = recipe.model_dump(mode="json", include=names)
     Agreement(runtime).same(fingerprint([settings, prepared.folder.name]), "the recipe, or its data,")
 

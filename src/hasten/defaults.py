@@ -11,7 +11,7 @@ from typing import Any
 
 from hasten.train.config import HORIZONS
 
-CROSS_ENTROPY = "cross_entropy"
+CROSS_ENTROPY, DISTILLATION = "cross_entropy", "distillation"
 OBJECTIVES = {"spans": "spans", "preferences": "preference"}
 """Of each kind of task that does not learn by cross-entropy."""
 EPOCHS = {"labelled": 3, "spans": 3, "chat": 2, "preferences": 1}
@@ -35,8 +35,13 @@ def filled(recipe: dict[str, Any]) -> dict[str, Any]:
         return result
     train = result.get("train", {})
     if isinstance(train, Mapping):
-        result["train"] = trained(dict(train), task, bool(recipe.get("base")))
+        result["train"] = trained(dict(train), task, continues(recipe, task))
     return result
+
+
+def continues(recipe: Mapping[str, Any], task: str | None) -> bool:
+    """Whether a training goes on with a trained model: a student of some of its layers begins anew."""
+    return bool(recipe.get("base")) and (task is not None or not recipe.get("layers"))
 
 
 def kind_of(recipe: Mapping[str, Any]) -> str | None:
@@ -47,13 +52,13 @@ def kind_of(recipe: Mapping[str, Any]) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def trained(train: dict[str, Any], task: str | None, continues: bool) -> dict[str, Any]:
+def trained(train: dict[str, Any], task: str | None, goes_on: bool) -> dict[str, Any]:
     """The recipe's `train`, filled in."""
     if not any(train.get(name) is not None for name in HORIZONS):
         train["epochs"] = EPOCHS.get(task or "", 1)
     if task in METRICS:
         train.setdefault("metric", METRICS[task])
-    if continues:
+    if goes_on:
         train["optimizer"] = completed(train.get("optimizer", {}), OPTIMIZER)
         train["schedule"] = completed(train.get("schedule", {}), SCHEDULE)
     return train

@@ -5,7 +5,7 @@ exactly what one would.  A row is read in three looks: the order says which row,
 which documents fill it, the shards hold their ids.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +39,9 @@ class Corpus:
     for each source, sources take turns so that their shares of the targets are as the weights, and each
     begins again, in another order, when it is through.
     """
+
+    beside: Callable[[Batch], Batch] | None = None
+    """Puts something beside every batch that is trained on, such as what a teacher said of it."""
 
     def __init__(
         self,
@@ -117,10 +120,11 @@ class Corpus:
         self.check(rows, micro_rows, world_size)
         own = rows // world_size
         first = step * rows + rank * own
-        return [
+        found = [
             self.read(self.order, np.arange(start, start + micro_rows))
             for start in range(first, first + own, micro_rows)
         ]
+        return found if self.beside is None else [self.beside(batch) for batch in found]
 
     def check(self, rows: int, micro_rows: int, world_size: int) -> None:
         """Refuse a step that cannot be cut evenly, or that an epoch cannot fill."""

@@ -1,7 +1,7 @@
 """A training that begins with a model that is there: what it takes over, what is new, how it is adapted."""
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,24 +10,22 @@ from torch import Tensor, nn
 from hasten.adapt.config import LoraConfig
 from hasten.adapt.lora import adapt, adapted_layers, settle
 from hasten.adapt.nf4 import packed_weights
-from hasten.core.config import dump
+from hasten.core.config import dump, load
 from hasten.core.console import say
 from hasten.core.errors import CheckpointError
+from hasten.model.compressed import COMPRESSION, CompressionNote
 from hasten.model.config import ModelConfig
+from hasten.model.factored import factored_layers, put_factored
+from hasten.model.fewer import renumbered
 from hasten.model.transformer import Transformer, assemble
 from hasten.parallel.apply import Beginning
 from hasten.train.footprint import FULL
-from hasten.train.load import AdapterNote, digest_of, load_model
+from hasten.train.load import AdapterNote, digest_of, load_trainable
+from hasten.train.restore import checkpoint_in
 from hasten.train.snapshot import ADAPTER
 
 READ_OUT = ("head", "head_bias", "pooler", "transform")
 """The parts that a new task may replace: all else has to be in the model that a training begins with."""
-
-
-@lru_cache(maxsize=4)
-def base_config(folder: Path) -> ModelConfig:
-    """The configuration of the model in a folder, as hasten reads it."""
-    return load_model(folder)[0].config
 
 
 def beginning(
@@ -37,16 +35,31 @@ def beginning(
     rank: int | None = None,
     *,
     half: bool = False,
+    stay: Mapping[str, list[int]] | None = None,
 ) -> tuple[Beginning, dict[str, str]]:
     """What a model of `config` begins with: weights in the folder `base`, pairs of this rank, or neither.
 
-    With it, what a checkpoint has to say of a model that holds only what was trained: `adapter.yaml`.
-    `half`: products are made in bf16, and frozen matrices may be kept so.
+    With it, what a checkpoint has to say of a model that holds only what was trained (`adapter.yaml`), or
+    whose matrices are of low rank (`compression.yaml`).
+    `half`: products are made in bf16, and frozen matrices may be kept so.  `stay`: the layers of the base
+    that a smaller model begins with, on each side (`train/layers.py`); None is all.
     """
     if base is None:
         return Beginning(), {}
-    there = {name: tensor.detach() for name, tensor in load_model(base)[0].named_parameters()}
-    weights = weights_to_begin_with(config, there, base)
+    model = load_trainable(base)
+    there = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    ranks = {name: layer.rank for name, layer in factored_layers(model).items()}
+    if ranks and (stay is not None or adaptation is not None):
+        raise CheckpointError(
+            f"{base}: has matrices of low rank, which are trained on as they are; leave out `adapt` and"
+            " `layers`"
+        )
+    if stay is not None:
+        there = renumbered(there, stay)
+    weights = weights_to_begin_with(config, there, base, ranks)
+    if ranks:
+        said = dump(load(CompressionNote, checkpoint_in(base) / COMPRESSION))
+        return Beginning(adapt=partial(put_factored, ranks=ranks), weights=weights), {COMPRESSION: said}
     if adaptation is None:
         return Beginning(weights=weights), {}
     assert rank is not None
@@ -84,14 +97,17 @@ def settled(model: Transformer, weights: Mapping[str, Tensor]) -> None:
 
 
 def weights_to_begin_with(
-    config: ModelConfig, there: Mapping[str, Tensor], folder: Path
+    config: ModelConfig, there: Mapping[str, Tensor], folder: Path, ranks: Mapping[str, int] | None = None
 ) -> dict[str, Tensor]:
     """Those of a folder's parameters that a model of `config` has too; what it reads out with may be another.
 
+    `ranks` are those of the model's layers that are two thin ones.
     Raises CheckpointError for any other parameter that is missing, has another shape, or would be left over.
     """
     with torch.device("meta"):
-        here = dict(assemble(config).named_parameters())
+        model = assemble(config)
+        put_factored(model, ranks or {})
+        here = dict(model.named_parameters())
     taken = {name: tensor for name, tensor in there.items() if fits(name, tensor, here)}
     new, left = sorted(here.keys() - taken.keys()), sorted(there.keys() - taken.keys())
     for name in (*new, *left):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hasten.model.transformer import Transformer
+from hasten.objective.inner import PROJECTIONS
 from hasten.parallel.arrangement import Arrangement, Piece, local
 from hasten.parallel.grid import rank_of
 from hasten.train.muon import entire
@@ -15,6 +16,8 @@ from hasten.train.optim import Optimizer
 WEIGHTS, OPTIMIZER = "weights/model", "state/optimizer"
 """The files, without what their names end in, that hold tensors of the whole training."""
 SCALAR = Piece((), (), ())
+VALUE = "/value"
+"""Ends the name of a parameter that is trained beside the model and is none of it: state, as moments are."""
 
 
 class Held(NamedTuple):
@@ -56,7 +59,9 @@ def held_here(model: Transformer, optimizer: Optimizer, arrangement: Arrangement
         name: Held(weights[parameter_of(name)].piece if tensor.dim() else SCALAR, tensor)
         for name, tensor in optimizer.state_dict().items()
     }
-    return {WEIGHTS: weights, OPTIMIZER: moments}
+    aside = [name for name in weights if name.startswith(f"{PROJECTIONS}.")]
+    moments |= {f"{name}{VALUE}": weights[name] for name in aside}
+    return {WEIGHTS: {name: it for name, it in weights.items() if name not in aside}, OPTIMIZER: moments}
 
 
 def parameter_of(name: str) -> str:
@@ -80,7 +85,7 @@ def spoken_for(held: HeldTensors, arrangement: Arrangement) -> HeldTensors:
 
     def is_mine(name: str, tensor: Tensor) -> bool:
         parameter = parameter_of(name)
-        piece, numbers = held[WEIGHTS][parameter]
+        piece, numbers = held[WEIGHTS].get(parameter) or held[OPTIMIZER][f"{parameter}{VALUE}"]
         first = not any(piece.start) and numbers.numel() > 0
         return arrangement.speaks_for[parameter] and (tensor.numel() > 0 if tensor.dim() else first)
 

@@ -9,6 +9,7 @@ from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
 from hasten.model.config import ModelConfig
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.objective.distilled import Distilled
 from hasten.objective.protocol import Objective
 from hasten.ops.kernels.library import library
 from hasten.parallel.grid import Grid
@@ -138,7 +139,7 @@ def logits_at_once(
     objective: Objective, num_tokens: int, model: ModelConfig, device: torch.device
 ) -> int | None:
     """For how many tokens the objective holds logits, None for all of a micro-batch."""
-    if not isinstance(objective, CrossEntropy):
+    if not isinstance(objective, CrossEntropy | Distilled):
         return None
     return objective.chunk(num_tokens, model.vocabulary, device)
 

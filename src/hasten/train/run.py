@@ -17,6 +17,7 @@ from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.objective.distilled import Distilled
 from hasten.objective.protocol import Objective
 from hasten.parallel.arrangement import Arrangement
 from hasten.parallel.recompute import recompute
@@ -121,7 +122,9 @@ class Run:
         recompute(model, self.plan.work.recompute, self.plan.work.recompute_layers)
         self.state = State(self.plan.batch_rows, self.plan.row_tokens, config.seed, self.plan.micro_rows)
         self.rates = Rates.at(config.optimizer, model.config, self.plan.batch_tokens)
-        self.optimizer = Optimizer(model, config.optimizer, self.rates, self.arrangement)
+        self.optimizer = Optimizer(
+            model, config.optimizer, self.rates, self.arrangement, keep_zeros=config.keep_zeros
+        )
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
@@ -143,7 +146,8 @@ class Run:
             micro_rows=self.plan.micro_rows,
             tokenizer=Tokenizer.load(self.tokenizer) if self.tokenizer else None,
             grid=self.grid,
-            words=isinstance(self.objective, CrossEntropy) and self.model.config.head == "vocabulary",
+            words=isinstance(self.objective, CrossEntropy | Distilled)
+            and self.model.config.head == "vocabulary",
         )
 
     def fit(self) -> Summary:

@@ -1,0 +1,115 @@
+"""A teacher beside a student: taken out of its folder, refused where the two do not fit, put to work."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hasten.core.errors import ConfigError
+from hasten.model.config import ModelConfig
+from hasten.model.transformer import Transformer
+from hasten.objective.distillation import Distillation
+from hasten.objective.distilled import Distilled
+from hasten.objective.inner import Inner
+from hasten.parallel.apply import Beginning
+from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.load import load_model
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A distillation with the teacher that it names."""
+
+    config: Distillation
+    teacher: Transformer
+    inner: Inner
+    known: int  # tokens of the tokenizer of both
+
+    def beginning(self, start: Beginning) -> Beginning:
+        """What a student begins with, and beside it what makes its states as wide as its teacher's."""
+
+        def adapt(model: Transformer) -> None:
+            start.adapt(model)
+            self.inner.put_projections(model)
+
+        return replace(start, adapt=adapt)
+
+    def objective(self, student: Transformer, precision: str) -> Distilled:
+        """The objective of the student; with a cache batches bring what the teacher said."""
+        teacher = self.teacher if self.config.cache is None else None
+        return Distilled(
+            self.config, student, teacher, inner=self.inner, known=self.known, precision=precision
+        )
+
+
+def open_teaching(
+    config: Distillation,
+    folder: Path,
+    student: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    row_tokens: int,
+    device: torch.device | str = "cpu",
+) -> Teaching:
+    """The teacher in `folder` for a student of this shape; ConfigError where the two do not fit."""
+    teacher, own = load_model(folder, device)
+    check_vocabulary(folder, own, tokenizer)
+    check_shapes(folder, teacher.config, student, row_tokens)
+    if config.asks_logits:
+        check_heads(folder, teacher.config, student)
+    nn.Module.requires_grad_(teacher, False)
+    classes = student.head != "vocabulary"
+    known = student.head_rows if classes else tokenizer.vocab_size
+    return Teaching(config, teacher, Inner(config, student, teacher.config), known)
+
+
+def check_vocabulary(folder: Path, teacher: Tokenizer | None, student: Tokenizer) -> None:
+    """Refuse a teacher that numbers tokens in another way than its student."""
+    if teacher is None:
+        raise ConfigError(
+            f"objective.teacher: {folder} has no tokenizer.json, and a student has to spell as its teacher"
+            " does; put the teacher's own beside its weights"
+        )
+    if teacher.spells_like(student):
+        return
+    raise ConfigError(
+        f"objective.teacher: {folder} has another vocabulary ({teacher.vocab_size:,} tokens) than the student"
+        f" ({student.vocab_size:,}), so their distributions cannot be compared; write data.tokenizer:"
+        f" {folder}, or train on texts that the teacher writes"
+    )
+
+
+def check_shapes(folder: Path, teacher: ModelConfig, student: ModelConfig, row_tokens: int) -> None:
+    """Refuse a teacher that cannot read what its student reads."""
+    if teacher.kind != student.kind:
+        raise ConfigError(
+            f"objective.teacher: {folder} is a model of kind {teacher.kind}, and the student is of kind"
+            f" {student.kind}; take a teacher of the student's kind"
+        )
+    if row_tokens > teacher.max_positions:
+        raise ConfigError(
+            f"data.row_tokens ({row_tokens:,}) is more than the {teacher.max_positions:,} positions of the"
+            f" teacher in {folder}; write data.row_tokens={teacher.max_positions}, or less"
+        )
+    if teacher.kind == "seq2seq" and teacher.start_id != student.start_id:
+        raise ConfigError(
+            f"objective.teacher: {folder} begins its targets with token {teacher.start_id}, and the student"
+            f" with {student.start_id}; write model.start_id={teacher.start_id}"
+        )
+
+
+def check_heads(folder: Path, teacher: ModelConfig, student: ModelConfig) -> None:
+    """Refuse a teacher that is asked one thing where its student is asked another."""
+    if teacher.head != student.head:
+        raise ConfigError(
+            f"objective.teacher: {folder} has a head of kind {teacher.head}, and the student's is"
+            f" {student.head}; take a teacher that was trained for this task, or write objective.labels=1"
+            " with objective.hidden or objective.relations"
+        )
+    if teacher.class_names != student.class_names:
+        theirs, own = (", ".join(shape.class_names or ("nameless classes",)) for shape in (teacher, student))
+        raise ConfigError(
+            f"objective.teacher: {folder} tells {theirs} apart, and the student {own}; take a teacher of the"
+            " same classes in the same order"
+        )
