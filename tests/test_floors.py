@@ -17,7 +17,7 @@ FLOORS = [
     {"train", "generate", "compress"},
     {"evaluate", "serve", "report", "plan"},
     {"__main__", "cli", "verbs", "journey", "stages", "exchange", "overview", "recipe", "recipes", "ledger"}
-    | {"launch", "templates", "assembly", "claim", "defaults", "trust"},
+    | {"launch", "templates", "assembly", "claim", "compression", "defaults", "trust"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -27,6 +27,7 @@ VERBS = {
     "import": "make a checkpoint of a Hugging Face folder, a model of the hub or a GGUF file",
     "export": "write a model for transformers (to=hf), llama.cpp (to=gguf) or peft (to=peft)",
     "merge": "fold an adapter into its base: a plain model, compared before it is written",
+    "compress": "a smaller, faster model by a chain of methods, or for a target, and what it costs",
     "report": "draw report.html from the files of one or several runs",
     "bench": "measure this machine, and what each technique is worth on it",
     "job": "write a training's job file for Slurm, Kubernetes or SkyPilot",
@@ -49,6 +50,7 @@ COMPUTING = {
     "import",
     "export",
     "merge",
+    "compress",
     "bench",
 }
 """Verbs that take and give back much memory."""
@@ -64,6 +66,7 @@ examples:
   hasten import path/to/model                        a model of others, as a checkpoint
   hasten export runs/demo to=gguf                     and one of yours for llama.cpp
   hasten report runs/first runs/second                compare runs
+  hasten compress runs/demo --target size=25%         a quarter of the size, and what that costs
   hasten plan gpt2 hardware=h100x8x16                 what fits on 128 GPUs, how fast, at what cost
   hasten bench                                        ten minutes: the speed ledger of this machine
 

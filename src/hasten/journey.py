@@ -23,12 +23,17 @@ INPUTS: dict[str, tuple[set[str], tuple[str, ...], tuple[str, ...]]] = {
     # stage: sections of the recipe, folders of code, stages before
     "prepare": ({"data"}, ("core", "tokenizer", "data"), ()),
     "train": (
-        {"base", "model", "adapt", "objective", "train", "device"},
+        {"base", "layers", "model", "adapt", "objective", "train", "device"},
         ("core", "ops", "tokenizer", "model", "data", "adapt", "objective", "parallel", "train"),
         ("prepare",),
     ),
     "evaluate": ({"evaluate", "checkpoint"}, ("core", "ops", "model", "generate", "evaluate"), ("train",)),
     "generate": ({"generate", "checkpoint"}, ("core", "ops", "model", "generate"), ("train",)),
+    "compress": (
+        {"compress", "checkpoint", "evaluate", "device"},
+        ("core", "ops", "model", "train", "generate", "compress", "evaluate", "compression"),
+        ("train",),
+    ),
 }
 """Report is not here: it is drawn anew each time, from whatever the others left."""
 

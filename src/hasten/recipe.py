@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hasten.adapt.config import LoraConfig, choose_rank
+from hasten.compression.config import CompressConfig
 from hasten.core import config
 from hasten.core.config import Config
 from hasten.core.errors import ConfigError, did_you_mean
@@ -20,31 +21,34 @@ from hasten.data.corpus import Corpus
 from hasten.data.prepare import Prepared, input_fingerprint, prepare
 from hasten.data.split import Split
 from hasten.data.tasks.protocol import Encoding, Setting
-from hasten.defaults import CROSS_ENTROPY, OBJECTIVES, filled
+from hasten.defaults import CROSS_ENTROPY, DISTILLATION, OBJECTIVES, filled
 from hasten.evaluate.run import EvaluateConfig
 from hasten.generate.config import GenerateConfig
 from hasten.ledger.config import BenchConfig
 from hasten.model.config import ModelConfig
+from hasten.model.fewer import with_layers
 from hasten.model.heads import with_classes, with_spans
 from hasten.model.hub import fetch, is_hub_name
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.objective.distillation import Distillation
 from hasten.objective.preference import Preference
 from hasten.objective.spans import Spans
 from hasten.parallel.config import ParallelConfig
 from hasten.report.page import ReportConfig
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.tokenizer.train import TokenizerConfig
-from hasten.train.begin import base_config
 from hasten.train.config import TrainConfig
+from hasten.train.layers import COUNTS, Layers, sides
+from hasten.train.load import load_config
 from hasten.train.restore import checkpoint_in
 
-Stage = Literal["prepare", "train", "evaluate", "generate", "report"]
-Objective = Annotated[CrossEntropy | Preference | Spans, Field(discriminator="kind")]
+Stage = Literal["prepare", "train", "evaluate", "generate", "compress", "report"]
+Objective = Annotated[CrossEntropy | Preference | Spans | Distillation, Field(discriminator="kind")]
 OWN_WITH_BASE = {"dropout", "attention_dropout"}
 """What a recipe may say of a model that it begins with; all else is the model's own."""
 NEEDED: dict[str, Examples] = {"decoder": "language_model", "encoder": "masked", "seq2seq": "pairs"}
 KIND_OF = {examples: kind for kind, examples in NEEDED.items()}
-IDENTITY = ("base", "data", "model", "adapt", "objective", "train")
+IDENTITY = ("base", "layers", "data", "model", "adapt", "objective", "train")
 """The sections that decide which weights come out."""
 
 
@@ -72,6 +76,11 @@ class Recipe(Config):
         description="the model to begin from: a run, a checkpoint, a Hugging Face folder, an adapter, or"
         " owner/name of the hub; its tokenizer is used, too",
     )
+    layers: Layers | None = Field(
+        None,
+        description="begin with some layers of the base: spread, first or last, model.num_layers of them, or"
+        " a list such as [0, 3, 7, 11]",
+    )
     data: DataConfig | None = None
     model: ModelConfig = ModelConfig()
     adapt: LoraConfig | None = Field(None, description="train thin pairs beside the base's frozen matrices")
@@ -80,6 +89,7 @@ class Recipe(Config):
     parallel: ParallelConfig = ParallelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
+    compress: CompressConfig = CompressConfig()
     report: ReportConfig = ReportConfig()
     bench: BenchConfig = BenchConfig()
     journey: tuple[Stage, ...] = ("prepare", "train", "evaluate", "generate", "report")
@@ -92,11 +102,21 @@ class Recipe(Config):
             raise ValueError(
                 "adapt trains thin pairs, which muon is not made for; write train.optimizer.kind: adamw"
             )
+        if self.train.keep_zeros and (self.base is None or self.adapt is not None):
+            raise ValueError(
+                "train.keep_zeros keeps those of a pruned base; write base: path/to/it, no adapt"
+            )
         plain = ModelConfig()
         own = {
             name for name in self.model.model_fields_set if getattr(self.model, name) != getattr(plain, name)
         }
-        if self.base is not None and (beyond := own - OWN_WITH_BASE):
+        if self.layers is not None and (self.base is None or self.adapt is not None):
+            what = "adapt stands beside a whole model" if self.base else "layers are those of a base"
+            raise ValueError(
+                f"{what}; write {'no adapt' if self.base else 'base: path/to/teacher'}, or no layers"
+            )
+        may = OWN_WITH_BASE | ({*COUNTS} if isinstance(self.layers, str) else set())
+        if self.base is not None and (beyond := own - may):
             raise ValueError(
                 f"model.{min(beyond)} is for a new model, and base: {self.base} has its own; leave out one of"
                 " them"
@@ -106,10 +126,12 @@ class Recipe(Config):
     @cached_property
     def base_folder(self) -> Path | None:
         """Where the model lies that training begins with, fetched where it is a name of the hub."""
-        if self.base is None:
-            return None
-        path = Path(self.base).expanduser()
-        return checkpoint_in(fetch(self.base) if not path.exists() and is_hub_name(self.base) else path)
+        return None if self.base is None else folder_of(self.base)
+
+    @cached_property
+    def teacher_folder(self) -> Path | None:
+        """Where the model lies that a student learns from."""
+        return folder_of(self.objective.teacher) if isinstance(self.objective, Distillation) else None
 
     @property
     def shape(self) -> ModelConfig:
@@ -117,7 +139,16 @@ class Recipe(Config):
         if self.base_folder is None:
             return self.model
         own = {name: getattr(self.model, name) for name in OWN_WITH_BASE & self.model.model_fields_set}
-        return base_config(self.base_folder).model_copy(update=own)
+        base = load_config(self.base_folder)
+        stay = self.staying
+        return (base if stay is None else with_layers(base, stay)).model_copy(update=own)
+
+    @property
+    def staying(self) -> dict[str, list[int]] | None:
+        """The layers of the base that a student begins with, on each side; None is all."""
+        if self.layers is None or self.base_folder is None:
+            return None
+        return sides(self.layers, load_config(self.base_folder), self.model)
 
     @property
     def source(self) -> Path:
@@ -130,9 +161,10 @@ class Recipe(Config):
         if self.data is None:
             raise ConfigError("the recipe has no `data:`; add data.sources=[path/to/texts]")
         # Not by which fields were given: the recipe that a run keeps has them all.
-        if self.base is None or self.data.tokenizer != TokenizerConfig():
+        theirs = self.base_folder or self.teacher_folder
+        if theirs is None or self.data.tokenizer != TokenizerConfig():
             return self.data
-        return self.data.model_copy(update={"tokenizer": self.base_folder})
+        return self.data.model_copy(update={"tokenizer": theirs})
 
     def prepared(self) -> Prepared:
         """The recipe's data as token shards, made now or found as made before."""
@@ -209,7 +241,8 @@ class Recipe(Config):
     def check_objective(self, task: str | None) -> None:
         """Refuse an objective that does not go with the task."""
         wanted = OBJECTIVES.get(task or "", CROSS_ENTROPY)
-        if self.objective.kind != wanted:
+        teaches = self.objective.kind == DISTILLATION and wanted == CROSS_ENTROPY
+        if self.objective.kind != wanted and not teaches:
             raise ConfigError(
                 f"objective.kind is {self.objective.kind}, and {task or 'text'} is learnt by {wanted}; leave"
                 " it out"
@@ -255,6 +288,12 @@ class Recipe(Config):
     def identity(self) -> dict[str, Any]:
         """What two recipes must share to be the same run."""
         return self.model_dump(mode="json", include=set(IDENTITY))
+
+
+def folder_of(name: str) -> Path:
+    """The folder with the model that a recipe names, fetched where it is a name of the hub."""
+    path = Path(name).expanduser()
+    return checkpoint_in(fetch(name) if not path.exists() and is_hub_name(name) else path)
 
 
 def shipped() -> dict[str, Path]:

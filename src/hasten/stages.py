@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from hasten.assembly import assemble
+from hasten.compression.chain import StoppedError
+from hasten.compression.record import Compression
+from hasten.compression.run import compress as take_chain
+from hasten.compression.table import show as show_compression
 from hasten.core.console import say
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.files import write_json, write_text
@@ -111,11 +115,26 @@ def generate(recipe: Recipe, on_text: OnText | None = None) -> list[Completion]:
         raise ConfigError("generate.prompts is empty; write generate.prompts='[\"Once upon a time\"]'")
     if on_text is not None and isinstance(model, Seq2Seq):
         on_text(0, "\n")  # a translation begins on a line of its own
-    completions = continue_prompts(model, tokenizer, prompts, recipe.generate, on_text)
+    draft = draft_for(recipe, tokenizer)
+    completions = continue_prompts(model, tokenizer, prompts, recipe.generate, on_text, draft=draft)
     recipe.output.mkdir(parents=True, exist_ok=True)
     samples = [{**asdict(completion), "checkpoint": str(folder)} for completion in completions]
     write_json(recipe.output / "samples.json", samples)
     return completions
+
+
+def draft_for(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+    """The model that guesses ahead, None where the recipe names none."""
+    folder = recipe.generate.draft
+    if folder is None:
+        return None
+    draft, theirs = load_model(folder, choose_device(recipe.device))
+    if theirs is not None and not theirs.spells_like(tokenizer):
+        raise ConfigError(
+            f"generate.draft: {folder} has another vocabulary than the model, so it cannot guess its tokens;"
+            " distil one from the model (recipe distil), or leave it out"
+        )
+    return draft
 
 
 def show_completions(recipe: Recipe) -> None:
@@ -182,7 +201,8 @@ def opened(path: Path | None, mode: Literal["r", "w"], standard: TextIO) -> Iter
 def talk(recipe: Recipe) -> None:
     """A conversation in the terminal."""
     model, tokenizer, folder = loaded(recipe)
-    chat(model, tokenizer, recipe.generate, find_template(folder))
+    template, draft = find_template(folder), draft_for(recipe, tokenizer)
+    chat(model, tokenizer, recipe.generate, template, draft=draft)
 
 
 def loaded(recipe: Recipe) -> tuple[Any, Tokenizer, Path]:
@@ -211,6 +231,16 @@ def inspect(recipe: Recipe, config: InspectConfig) -> str:
     return f"attention: {page}"
 
 
+def compress(recipe: Recipe) -> Compression | Summary:
+    """Take the recipe's chain from a model to a smaller one; a summary where a training in it was stopped."""
+    try:
+        record = take_chain(recipe, train)
+    except StoppedError as stopped:
+        return stopped.summary
+    show_compression(record)
+    return record
+
+
 def report(recipe: Recipe, others: Sequence[Path] = ()) -> Path:
     """Draw report.html, of several runs a comparison, and write summary.json from the run's files."""
     page = write_page([recipe.output, *others], recipe.output / "report.html", recipe.report)
@@ -223,5 +253,6 @@ ACTIONS: dict[str, Callable[[Recipe], object]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
+    "compress": compress,
     "report": report,
 }

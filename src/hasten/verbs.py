@@ -40,7 +40,7 @@ def journey(words: Words) -> None:
     Run again, a stage whose inputs are unchanged is kept; where training's inputs changed it
     begins anew, and the earlier run stays beside it under a numbered name.
 
-    hasten journey demo                           the standard library's source, six minutes on two cores
+    hasten journey demo                           the standard library's source, eight minutes on two cores
     hasten journey demo data.sources=[my/texts]   the same on your own files
     """
     from hasten.launch.options import split_words
@@ -251,7 +251,7 @@ def export(words: Words) -> None:
     as peft loads it beside base=.
 
     output=exports/mine   dtype=float32|bfloat16|float16   max_shard_bytes=2000000000   (to=gguf:
-    dtype=float32|float16|q8_0)
+    dtype=float32|float16|q8_0|q4_0; a quantised model keeps its integers)
     """
     from hasten.exchange.options import ExportConfig, check_peft, read_options
 
@@ -283,6 +283,47 @@ def merge(words: Words) -> None:
     from hasten.exchange.merge import merge as fold
 
     fold(words[0], config.parse(MergeConfig, config.override({}, words[1:]), "hasten merge"))
+
+
+def compress(words: Words) -> int:
+    """hasten compress RECIPE|RUN|MODEL [--target WHAT] [key=value ...]
+
+    Takes the chain of compress.steps from the recipe's model to a smaller one (depth, width, sparsify,
+    low_rank, distil, quantize), each step from files to files below OUTPUT/compress: run again, it goes
+    on behind what is done.  Every model is measured beside the original: bytes, peak memory, speed on
+    this machine, quality and agreement on held-out text, with 95% intervals.  A target finds the steps.
+
+    --target size=20MB   --target size=25%   --target speed=2x   --target quality=99%
+    compress.steps='[{kind: depth, share: 0.25}, {kind: distil, minutes: 5}, {kind: quantize}]'
+    compress.model=path/to/model   data.sources=[my/texts]   compress.recover='{minutes: 5}'
+    """
+    recipe = recipe_of(with_target(words), "compress")
+    from hasten import stages
+    from hasten.train.run import Summary
+
+    result = stages.compress(recipe)
+    if isinstance(result, Summary):
+        say("compress: stopped and saved; give the same command to go on")
+        return 1
+    say(f"report: {stages.report(recipe)}")
+    return 0
+
+
+def with_target(words: Words) -> list[str]:
+    """The words with `--target size=25%`, or `--target=size=25%`, as an override."""
+    found = list(words)
+    for place, word in enumerate(found):
+        flag, _, value = word.partition("=")
+        if flag != "--target":
+            continue
+        if not value and place + 1 == len(found):
+            raise ConfigError("--target needs a word behind it: size=20MB, size=25%, speed=2x or quality=99%")
+        return [
+            *found[:place],
+            f"compress.target={json.dumps(value or found[place + 1])}",
+            *found[place + 1 + (not value) :],
+        ]
+    return found
 
 
 def report(words: Words) -> None:

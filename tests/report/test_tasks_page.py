@@ -149,7 +149,7 @@ def test_programs_stand_with_pass_at_k_and_what_they_came_to(fine_tuned):
     words, figures = Outline(html).words, record["written"]["figures"]
     for k in (1, 2):
         found = figures[f"pass@{k}"]
-        assert f"pass@{k} pass@{k} 通过率 {100 * found['score']:.2f} {196 * found['stderr']:.2f}" in words
+        assert f"pass@{k} pass@{k} 通过率 {100 * found['score']:.2f} {100 * found['interval']:.2f}" in words
     for kind, count in (("failed a test", 2), ("passed all tests", 1), ("came to the limit of time", 1)):
         assert re.search(rf"{kind} \S+ {count} ", words), kind
     assert words.index("failed a test") < words.index("passed all tests") and "crashed" not in words

@@ -17,6 +17,7 @@ from hasten.model.interop import save_hugging_face
 from hasten.model.transformer import build
 from hasten.recipe import find, shipped
 from hasten.tokenizer.train import TokenizerConfig, train
+from hasten.verbs import with_target
 
 PACKAGE = Path(hasten.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -83,10 +84,11 @@ def test_every_command_of_the_readme_can_be_given(command, tmp_path, monkeypatch
     (tmp_path / "my.yaml").write_text(
         find("demo").read_text(encoding="utf-8").replace("minutes: 4.75", "minutes: 5")
     )
-    for run in ("runs/demo", "runs/demo-1", "runs/instruct", "path/to/model"):
+    for run in ("runs/demo", "runs/demo-1", "runs/instruct", "runs/text", "path/to/model"):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "recipe.yaml").write_text((tmp_path / "my.yaml").read_text())
     _, verb, *words = shlex.split(command)
+    words = with_target(words)
     assert verb == "VERB" or verb in VERBS
     overrides = [word for word in words if "=" in word]
     for name in (word for word in words if "=" not in word and not word.startswith("-")):

@@ -6,11 +6,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny_finetune import DECODER, ENCODER, like_its_own, save_base
+from tiny_finetune import DECODER, ENCODER, WORDS, like_its_own, save_base
 
 from hasten import recipe as recipes
 from hasten.cli import main
 from hasten.core.config import dump
+from hasten.model.heads import with_classes
 from hasten.recipe import Recipe, find, shipped
 from hasten.train.horizon import Moment
 from hasten.train.restore import best, latest
@@ -187,9 +188,13 @@ def beginning_for(recipe: Recipe, tmp_path: Path, byte_tokenizer) -> list[str]:
     """A small base of the kind that the recipe's task asks for."""
     task = recipe.data.task if recipe.data else None
     encodes = task is not None and task.kind in ("labelled", "spans")
-    base = save_base(tmp_path / "base", ENCODER if encodes else DECODER, byte_tokenizer)
+    shape, teaches = ENCODER if encodes else DECODER, recipe.objective.kind == "distillation"
+    if encodes and teaches:
+        shape = with_classes(shape, sorted(set(WORDS.values())))
+    base = save_base(tmp_path / "base", shape, byte_tokenizer)
     stride = ["data.task.stride_tokens=16"] if task is not None and task.kind == "spans" else []
-    return [f"base={base}", "data.row_tokens=128", "train.batch_tokens=256", *stride]
+    taught = [f"objective.teacher={base}", "layers=[1]", "model={}"] if teaches else []
+    return [f"base={base}", "data.row_tokens=128", "train.batch_tokens=256", *stride, *taught]
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -1,4 +1,4 @@
-"""The files of a run's folder, read and checked.  Only `metrics.jsonl` has to be there.
+"""The files of a run's folder, read and checked.  Only `metrics.jsonl` or `compression.json` has to be there.
 
 metrics.jsonl     what training measured, a line at a time
 recipe.yaml       the resolved recipe
@@ -8,6 +8,7 @@ data.json         how much data there was, and what cleaning dropped
 checks.json       what was found of rows that a model is fine-tuned on, and some as the model reads them
 evaluation.json   scores on documents that were not trained on
 samples.json      what the model wrote
+compression.json  what smaller models came of it, and what they are worth
 quarantine.jsonl  batches whose step was not finite
 checkpoints/      the newest one tells the number of parameters, and what was trained beside a frozen model
 """
@@ -24,6 +25,7 @@ from hasten.core.errors import ConfigError, DataError
 from hasten.model.config import ModelConfig
 from hasten.report.adapter import Adapter, read_adapter
 from hasten.report.checks import Checks
+from hasten.report.compression_records import Compression
 from hasten.report.records import (
     Baseline,
     BeforeAndAfter,
@@ -148,6 +150,7 @@ class RunFiles:
     parameters: int | None
     adapter: Adapter | None = None
     checks: Checks | None = None
+    compression: Compression | None = None
 
     @property
     def base(self) -> str | None:
@@ -173,8 +176,8 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
 
 def read_run(folder: Path) -> RunFiles:
     """Read a run's folder; DataError or ConfigError name a file that is missing or malformed."""
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
+    metrics, compressed = folder / "metrics.jsonl", folder / "compression.json"
+    if not metrics.is_file() and not compressed.is_file():
         raise DataError(f"{folder}: holds no metrics.jsonl; give the folder of a run that has begun to train")
     recipe = folder / "recipe.yaml"
     settings = config.read(recipe) if recipe.is_file() else {}
@@ -183,7 +186,7 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         name=folder.resolve().name,
         folder=folder,
-        metrics=read_lines(metrics),
+        metrics=read_lines(metrics) if metrics.is_file() else [],
         recipe_text=recipe.read_text(encoding="utf-8") if settings else None,
         recipe=settings,
         environment=read_json(folder / "environment.json", environment.validate_json, {}),
@@ -195,6 +198,7 @@ def read_run(folder: Path) -> RunFiles:
         parameters=count_parameters(newest) if newest else None,
         adapter=read_adapter(newest) if newest else None,
         checks=read_json(folder / "checks.json", Checks.model_validate_json, None),
+        compression=read_json(compressed, Compression.model_validate_json, None),
     )
 
 

@@ -18,6 +18,7 @@ from hasten.core.files import write_text
 from hasten.report import figures
 from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
 from hasten.report.checks import drawn as read_samples
+from hasten.report.compression import compression_rows, make_picture
 from hasten.report.confusion import Confusion, make_confusion
 from hasten.report.curves import AXES, figure_curves, loss_curves, validation_curves
 from hasten.report.excerpts import marked, shortened
@@ -76,6 +77,8 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
         "verdict_bars": verdict_bars,
         "against_base": against_base,
         "read_samples": read_samples,
+        "compression_rows": compression_rows,
+        "make_picture": make_picture,
         "marked": marked,
         "shortened": shortened,
         "title": title,
@@ -87,6 +90,7 @@ def render(runs: Sequence[RunFiles], language: Language = "en") -> str:
         styles=[
             folder / "classification.css",
             folder / "tasks.css",
+            folder / "compression.css",
             resources.files("hasten.data.tasks") / "samples.css",
         ],
         scripts=[folder / "script.js"],

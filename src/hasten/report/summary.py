@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hasten.core.files import write_json
 from hasten.report.curves import number
-from hasten.report.figures import compact, duration, percent, significant
+from hasten.report.figures import compact, duration, percent, significant, size
 from hasten.report.files import Evaluation, RunFiles, read_run, read_runs
 from hasten.report.frame import Language, Words
 from hasten.report.words import WORDS
@@ -69,6 +69,9 @@ ROWS: tuple[tuple[str, str, Formatter], ...] = (
     ("class_accuracy", "class_accuracy", percent),
     ("macro_f1", "macro_f1", percent),
     ("parse_rate", "parse_rate", percent),
+    ("compressed_bytes", "compressed_bytes", size),
+    ("compressed_speedup", "compressed_speedup", significant),
+    ("compressed_quality", "compressed_quality", percent),
 )
 """A figure's name, the key of its words, and how it is written."""
 PASS = "pass@"
@@ -103,6 +106,7 @@ def figures_of(run: RunFiles) -> dict[str, Any]:
         "tokens_per_second": median(rates) if (rates := trained("tokens_per_second")) else None,
         "mfu": median(shares) if (shares := trained("mfu")) else None,
         **(predicted(run.evaluation) | compared(run.evaluation) if run.evaluation else {}),
+        **(run.compression.figures if run.compression else {}),
     }
     return {name: value for name, value in figures.items() if value is not None}
 
@@ -186,6 +190,9 @@ PUBLISHED = {
     "preference_accuracy": "preference_accuracy",
     "preference_margin": "preference_margin",
     "parse_rate": "parse_rate",
+    "compressed_bytes": "compressed_bytes",
+    "compressed_speedup": "compressed_speedup",
+    "compressed_quality": "compressed_quality",
     "lzma_bits_per_byte": "lzma_each",
     "lzma_stream_bits_per_byte": "lzma_stream",
 }

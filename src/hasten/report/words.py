@@ -1,8 +1,10 @@
 """The page's own words, English and Chinese.  Words from a run's files are never translated."""
 
+from hasten.report.compression_words import COMPRESSION_WORDS
 from hasten.report.frame import Words
 
 WORDS: dict[str, Words] = {
+    **COMPRESSION_WORDS,
     # head
     "report": ("Training report", "训练报告"),
     "comparison": ("Comparison of runs", "训练对比"),
