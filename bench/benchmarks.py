@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from page_words import COMMANDS, TASKS_COMMAND, WORDS, Words
+from smaller_pages import compression, guessed, pruned, small_integers, students
 from task_pages import table, task_peers, task_scores
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +258,11 @@ SECTIONS: dict[str, Callable[[Result, Words], str]] = {
     "planner-here": planned,
     "demo": demo,
     "task-peers": lambda result, words: task_peers(result, words, machine),
+    "quantized": lambda result, words: small_integers(result, words, machine),
+    "compression": lambda result, words: compression(result, words, machine),
+    "pruning": lambda result, words: pruned(result, words, machine),
+    "distil": lambda result, words: students(result, words, machine),
+    "speculative": lambda result, words: guessed(result, words, machine),
 }
 """What writes a section, by the stem of its result file."""
 

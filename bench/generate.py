@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -63,6 +63,8 @@ ARMS: dict[str, Arm] = {
     "llama.cpp bf16": ("llama", {"kind": "bf16"}),
 }
 Ids = list[list[int]]
+Words = Sequence[str] | None
+"""Of the command line; None is the process's own."""
 
 
 class GoneError(Exception):
@@ -192,21 +194,22 @@ def matrix_bytes(shape: str) -> int:
     return 2 * (config.num_matrix_parameters + config.dim * config.vocabulary)
 
 
-def compare(shape: str, options: argparse.Namespace, missing: dict[str, str]) -> list[dict[str, Any]]:
+def compare(
+    shape: str, options: argparse.Namespace, missing: dict[str, str], arms: dict[str, Arm]
+) -> list[Case]:
     """All cases of a shape."""
     with tempfile.TemporaryDirectory() as folder:
         save_hugging_face(build(config_of(shape), seed=0), Path(folder))
-        writers = start(Path(folder), options, missing)
+        writers = start(Path(folder), options, missing, arms)
         try:
-            cases = [measure(Case(shape, rows), writers, options, missing) for rows in options.rows]
+            return [measure(Case(shape, rows), writers, options, missing) for rows in options.rows]
         finally:
             for writer in writers.values():
                 writer.stop()
-    return [case.result() for case in cases]
 
 
 def start(
-    folder: Path, options: argparse.Namespace, missing: dict[str, str], arms: dict[str, Arm] = ARMS
+    folder: Path, options: argparse.Namespace, missing: dict[str, str], arms: dict[str, Arm]
 ) -> dict[str, Writer]:
     """Every arm that is asked for and can be had; the others enter `missing` with the reason."""
     writers = {}
@@ -240,31 +243,45 @@ def measure(
     return case
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+Tell = Callable[[Case], dict[str, Any]]
+"""What of a case goes into the JSON."""
+
+
+def run(
+    program: str, parser: argparse.ArgumentParser, arms: dict[str, Arm], told: Tell, words: Words
+) -> None:
+    """Compare the arms as the command line says, print and save what is told of each case."""
+    parser.add_argument("--arms", nargs="+", choices=arms, default=list(arms))
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers", type=Path, default=PEERS, help="Python with the other libraries")
     parser.add_argument("--save", type=Path, help="write the JSON here too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     missing: dict[str, str] = {}
-    results = [case for shape in options.shapes for case in compare(shape, options, missing)]
-    told = {name: value for name, value in vars(options).items() if name not in ("peers", "save")}
+    results = [told(case) for shape in options.shapes for case in compare(shape, options, missing, arms)]
+    given = {name: value for name, value in vars(options).items() if name not in ("peers", "save")}
     facts = {"load_average": os.getloadavg(), **environment()}
-    result = {"program": "generate", "results": results, "missing": missing, "arguments": told}
+    result = {"program": program, "results": results, "missing": missing, "arguments": given}
     result["environment"] = facts
     if options.save:
         write_json(options.save, result)
     print(json.dumps(result))
+
+
+def parser_of(doc: str | None, shapes: Sequence[str], rows: Sequence[int]) -> argparse.ArgumentParser:
+    """With the cases, by default these."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(shapes))
+    parser.add_argument("--rows", nargs="+", type=int, default=list(rows))
+    return parser
+
+
+def main(arguments: Words = None) -> None:
+    """Compare, print, save."""
+    run("generate", parser_of(__doc__, list(SHAPES), [1, 16]), ARMS, Case.result, arguments)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,10 @@ The JSON on the last line has medians and all repeats of decoding and of reading
 memory, and how many tokens each arm chose like the first.
 """
 
-import argparse
-import json
-import os
-import sys
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-from generate import ARMS, PEERS, SHAPES, Arm, Case, Writer, config_of, measure, start
-
-from hasten.core.files import write_json
-from hasten.core.runtime import environment
-from hasten.model.interop import save_hugging_face
-from hasten.model.transformer import build
+from generate import ARMS, Arm, Case, Words, parser_of, run
 
 WAYS: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8, "group_size": 128},
@@ -73,44 +60,9 @@ def result_of(case: Case) -> dict[str, Any]:
     return {**result, "decode_over": ratios(case.decode), "read_over": ratios(case.read)}
 
 
-def compare(shape: str, options: argparse.Namespace, missing: dict[str, str]) -> list[dict[str, Any]]:
-    """All cases of a shape."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_hugging_face(build(config_of(shape), seed=0), Path(folder))
-        writers: dict[str, Writer] = start(Path(folder), options, missing, ALL)
-        try:
-            cases = [measure(Case(shape, rows), writers, options, missing) for rows in options.rows]
-        finally:
-            for writer in writers.values():
-                writer.stop()
-    return [result_of(case) for case in cases]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Words = None) -> None:
     """Compare, print, save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["110m"])
-    parser.add_argument("--rows", nargs="+", type=int, default=[1])
-    parser.add_argument("--arms", nargs="+", choices=ALL, default=list(ALL))
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peers", type=Path, default=PEERS, help="Python with the other libraries")
-    parser.add_argument("--save", type=Path, help="write the JSON here too")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    missing: dict[str, str] = {}
-    results = [case for shape in options.shapes for case in compare(shape, options, missing)]
-    told = {name: value for name, value in vars(options).items() if name not in ("peers", "save")}
-    facts = {"load_average": os.getloadavg(), **environment()}
-    result = {"program": "quantized", "results": results, "missing": missing, "arguments": told}
-    result["environment"] = facts
-    if options.save:
-        write_json(options.save, result)
-    print(json.dumps(result), file=sys.stdout)
+    run("quantized", parser_of(__doc__, ["110m"], [1]), ALL, result_of, arguments)
 
 
 if __name__ == "__main__":

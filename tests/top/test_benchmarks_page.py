@@ -56,6 +56,74 @@ MADE_UP = {
         "ratio": 3.0,
     },
     "demo": {"environment": ENVIRONMENT, "repeats": [{**RUN, "lzma_bits_per_byte": 2.0}]},
+    "quantized": {
+        "environment": ENVIRONMENT,
+        "results": [
+            {
+                "shape": "110m",
+                "rows": 1,
+                "decode_tokens_per_second": {"llama.cpp q4_0": 164.0, "hasten int4": 246.0},
+                "read_tokens_per_second": {"llama.cpp q4_0": 1300.0, "hasten int4": 900.0},
+                "decode_over": {"hasten int4": {"llama.cpp q4_0": 1.5, "hasten bf16": 2.5}},
+            }
+        ],
+        "missing": {"llama.cpp q8_0": "no binding"},
+    },
+    "compression": {
+        "environment": ENVIRONMENT,
+        "arguments": {"windows": 8, "length": 512},
+        "arms": {
+            name: {
+                "megabytes": size,
+                "bits_per_weight": 8.6,
+                "perplexity": 31.4,
+                "perplexity_over_original": 1.0168,
+                "rise": {"mean": 0.0017, "standard_error": 0.001},
+                "divergence_per_token": 0.0098,
+            }
+            for name, size in (("int4", 91.7), ("llama.cpp Q8_0", 144.8))
+        },
+    },
+    "pruning": {
+        "environment": ENVIRONMENT,
+        "models": {
+            "depth": {
+                "parameters": 19_000_000,
+                "median_seconds": 0.0756,
+                "saved_flops": 0.25,
+                "saved_time": 0.24,
+                "saved_time_of_flops": 0.96,
+            }
+        },
+    },
+    "distil": {
+        "environment": ENVIRONMENT,
+        "text": {
+            "teacher": {"validation_loss": 4.0},
+            "students": {
+                "labels": {"validation_loss": 5.0, "losses": [5.1, 4.9]},
+                "layers": {"validation_loss": 4.4, "losses": [4.5, 4.3], "closed": 0.6, "p_paired": 0.004},
+            },
+        },
+        "classes": {
+            "teacher": {"accuracy": 0.9},
+            "student": {"accuracy": 0.882},
+            "kept": 0.98,
+            "faster": 1.91,
+        },
+    },
+    "speculative": {
+        "environment": ENVIRONMENT,
+        "results": [
+            {
+                "temperature": 0.8,
+                "alone": {"tokens_per_second": 150.0},
+                "with_draft": [
+                    {"ahead": 4, "accepted": 0.71, "tokens_per_second": 210.0, "times_as_fast": 1.4}
+                ],
+            }
+        ],
+    },
 }
 
 
@@ -97,12 +165,25 @@ def test_figures_stand_in_the_page(name, results):
 
 
 @pytest.mark.parametrize("name", WORDS)
+def test_figures_of_smaller_models_stand_in_the_page(name, results):
+    text = page(name, results)
+    assert "| **hasten int4** | 246.0 | 1.50× (q4_0) | 2.50× | 900 |\n| llama.cpp q4_0 | 164.0 |" in text
+    assert text.index("| llama.cpp Q8_0 | 144.8 |") < text.index("| **int4** | 91.7 | 8.60 | 31.40 (+1.7%) |")
+    assert "| 0.0017 ± 0.0020 | 0.0098 |" in text
+    assert "| depth | 19.0 M | 75.6 | 25.0% | 24.0% | 96% |" in text
+    assert f"| {WORDS[name]['layers']} | 4.400 (4.500, 4.300) | 60% | 0.004 |" in text
+    assert "88.2%" in text and "98.0%" in text and "1.91" in text
+    assert "| 0.8 | 4 | 71% | 150 | 210 | 1.40× |" in text
+
+
+@pytest.mark.parametrize("name", WORDS)
 def test_what_was_not_measured_is_named_with_its_reason(name, results):
     text = page(name, results)
     for what, why in (
         ("lightning", "No module"),
         ("trainer", "its last words"),
         ("llama.cpp f16", "no wheel"),
+        ("llama.cpp q8_0", "no binding"),
     ):
         assert re.search(f"^.*{re.escape(what)}.*{why}", text, re.M)
     assert WORDS[name]["absent"].format(command=COMMANDS["compare-m"]) in text

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten.compress.statistics import check_batches, evaluating, linear_layers, moments, moved
+from hasten.compress.statistics import check_batches, linear_layers, moments, moved
 from hasten.core.batch import SOURCE, Batch
+from hasten.model.evaluating import evaluating
 from hasten.model.stack import Stack
 from hasten.model.transformer import Seq2Seq, Transformer
 from hasten.objective.cross_entropy import CrossEntropy

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hasten.core.batch import SOURCE, TYPES, Batch
 from hasten.core.errors import DataError
 from hasten.model.block import Block
+from hasten.model.evaluating import evaluating
 from hasten.model.position import counted
 from hasten.model.stack import Stack
 from hasten.model.transformer import Encoder, Seq2Seq, Transformer
@@ -125,18 +126,6 @@ def moved(batches: Sequence[Batch], model: nn.Module) -> Iterator[Batch]:
     """The batches, each on the model's device."""
     device = next(chain(model.parameters(), model.buffers())).device
     return (batch.to(device) for batch in batches)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

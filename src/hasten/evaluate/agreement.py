@@ -17,7 +17,8 @@ from torch import Tensor
 from hasten.core.batch import IGNORE, Batch
 from hasten.core.errors import ConfigError, DataError
 from hasten.evaluate.interval import draws, half_width
-from hasten.evaluate.language import CHUNK_TARGETS, Windows, batches, cut, evaluating, lay_out
+from hasten.evaluate.language import CHUNK_TARGETS, Windows, batches, cut, lay_out
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.tokenizer.tokenizer import Tokenizer

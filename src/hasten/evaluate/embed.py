@@ -17,8 +17,8 @@ from torch import Tensor
 from hasten.core.config import Config
 from hasten.core.console import Progress
 from hasten.core.errors import ConfigError, DataError
-from hasten.evaluate.language import evaluating
 from hasten.evaluate.pooling import Pooling, Settings
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Seq2Seq, Transformer
 from hasten.tokenizer.tokenizer import Tokenizer, no_unicode
 from hasten.train.engine import choose_precision

@@ -13,14 +13,14 @@ tokenizers compare (Gao et al. 2020, "The Pile", 3.1).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hasten.core.errors import ConfigError, DataError
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
@@ -183,19 +183,6 @@ def score_tokens(
         log_probs[place] = torch.cat([result[0] for result in results]).cpu().numpy()
         correct[place] = torch.cat([result[1] for result in results]).cpu().numpy()
     return TokenScores(log_probs, correct, bounds)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; the model's mode comes back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        # Not inference_mode: what a module caches in it could not be trained through later.
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def cut(bounds: np.ndarray, windows: Windows) -> list[Window]:

@@ -16,8 +16,9 @@ from hasten.core.batch import IGNORE, Batch
 from hasten.core.console import Progress
 from hasten.data.masked import MaskedCorpus
 from hasten.data.shards import Shards
-from hasten.evaluate.language import evaluating, ratio_stderr, score_targets
+from hasten.evaluate.language import ratio_stderr, score_targets
 from hasten.evaluate.neighbours import Guesses, counted
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from hasten.core.batch import IGNORE, TYPES, Batch
 from hasten.data.examples import Places
 from hasten.data.pack import best_fit
 from hasten.data.tasks.protocol import Example
-from hasten.evaluate.language import evaluating
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Transformer
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hasten.core.batch import Batch
 from hasten.core.console import Progress
 from hasten.data.tasks.corpus import TaskCorpus
-from hasten.evaluate.language import evaluating
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
 from hasten.objective.preference import REFERENCE, Preference

@@ -22,11 +22,12 @@ from hasten.core.console import Progress
 from hasten.core.errors import DataError, MissingExtraError
 from hasten.data.pairs import Pair
 from hasten.evaluate.interval import half_interval_of
-from hasten.evaluate.language import LanguageScore, TokenScores, evaluating, score_targets, summarise
+from hasten.evaluate.language import LanguageScore, TokenScores, score_targets, summarise
 from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import checked_source, generate, start_of
 from hasten.generate.source_cache import rectangle
+from hasten.model.evaluating import evaluating
 from hasten.model.transformer import Seq2Seq
 from hasten.tokenizer.tokenizer import Tokenizer
 
