@@ -1,6 +1,7 @@
 """hasten: `extend` on a model that is ready, as a chat or a batch of prompts uses it."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ def opened(
     if quantization is not None:
         put_quantized(model, Quantization.model_validate(quantization))
     longest = model.config.max_positions
-    preparing = ready(model, settings(precision, longest))
-    prepared, tokenizer = preparing.__enter__(), words(model.config.vocabulary)
+    open_till_the_end = ExitStack()
+    prepared = open_till_the_end.enter_context(ready(model, settings(precision, longest)))
+    tokenizer = words(model.config.vocabulary)
 
-    def write(prompts: list[list[int]], count: int) -> list[list[int]]:
+    def write(prompts: list[list[int]], count: int, _holds: ExitStack = open_till_the_end) -> list[list[int]]:
         config = settings(precision, count)
         rows = [
             Row("", 0, ids, tokenizer=tokenizer, max_positions=longest, config=config, on_piece=None)
