@@ -129,6 +129,11 @@ class Recipe(Config):
         return None if self.base is None else folder_of(self.base)
 
     @cached_property
+    def base_shape(self) -> ModelConfig | None:
+        """The configuration of the model that training begins with, read once."""
+        return None if self.base_folder is None else load_config(self.base_folder)
+
+    @cached_property
     def teacher_folder(self) -> Path | None:
         """Where the model lies that a student learns from."""
         return folder_of(self.objective.teacher) if isinstance(self.objective, Distillation) else None
@@ -136,19 +141,18 @@ class Recipe(Config):
     @property
     def shape(self) -> ModelConfig:
         """The model as it is before its task is known: the base's, or that of the recipe."""
-        if self.base_folder is None:
+        base, stay = self.base_shape, self.staying
+        if base is None:
             return self.model
         own = {name: getattr(self.model, name) for name in OWN_WITH_BASE & self.model.model_fields_set}
-        base = load_config(self.base_folder)
-        stay = self.staying
         return (base if stay is None else with_layers(base, stay)).model_copy(update=own)
 
     @property
     def staying(self) -> dict[str, list[int]] | None:
         """The layers of the base that a student begins with, on each side; None is all."""
-        if self.layers is None or self.base_folder is None:
+        if self.layers is None or self.base_shape is None:
             return None
-        return sides(self.layers, load_config(self.base_folder), self.model)
+        return sides(self.layers, self.base_shape, self.model)
 
     @property
     def source(self) -> Path:

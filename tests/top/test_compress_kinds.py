@@ -9,11 +9,13 @@ from tiny_compressed import QUICK, compress, record, steps, trained
 from tiny_finetune import DECODER, ENCODER, TASKS, save_base
 
 from hasten.cli import main
+from hasten.compression.original import Original
 from hasten.core.config import load
 from hasten.model.compressed import COMPRESSION, CompressionNote
 from hasten.model.interop import save_hugging_face
 from hasten.model.quantized import quantized_weights
 from hasten.model.transformer import build
+from hasten.recipe import Recipe
 from hasten.tokenizer.train import TokenizerConfig
 from hasten.tokenizer.train import train as train_tokenizer
 from hasten.train.load import load_model
@@ -120,3 +122,11 @@ def test_zeros_stay_zeros_while_a_model_learns(run):
     assert compress(run, steps({"kind": "sparsify", "pattern": "2:4"}, DISTIL)) == 0
     zeros = [model["zeros"] for model in record(run)["models"]]
     assert zeros[1] == zeros[2] > 0.2 > zeros[0]
+
+
+def test_the_model_that_is_named_takes_the_place_of_a_base_that_was_looked_at(tmp_path, byte_tokenizer):
+    folders = [save_base(tmp_path / name, DECODER, byte_tokenizer) for name in ("base", "named")]
+    recipe = Recipe.model_validate({"base": str(folders[0]), "compress": {"model": str(folders[1])}})
+    assert recipe.shape.dim == DECODER.dim and recipe.base_folder == folders[0]
+    found = Original.of(recipe)
+    assert found.folder == found.recipe.base_folder == folders[1]

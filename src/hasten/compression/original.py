@@ -52,7 +52,9 @@ class Original:
         if named is None and recipe.checkpoint is None:
             return cls(folder, recipe)
         foreign = {"base": str(folder), "model": ModelConfig(), "adapt": None, "layers": None}
-        return cls(folder, recipe.model_copy(update=foreign))
+        # Not a copy: that would keep what the recipe has found out of the base it had.
+        fields = {name: getattr(recipe, name) for name in Recipe.model_fields}
+        return cls(folder, Recipe(**{**fields, **foreign}))
 
     @property
     def config(self) -> CompressConfig:
