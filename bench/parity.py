@@ -31,6 +31,7 @@ from hasten.parallel.apply import parallelize
 from hasten.parallel.arrangement import Piece
 from hasten.parallel.config import ParallelConfig
 from hasten.parallel.grid import Grid
+from hasten.train.engine import Engine
 from hasten.train.engines import make_engine
 from hasten.train.optim import AdamWConfig, MuonConfig, Optimizer
 from hasten.train.step import train_step
@@ -122,19 +123,22 @@ def train(
     first = {name: (piece, tensor.clone()) for name, (piece, tensor) in first.items()}
     engine = make_engine(model, CrossEntropy(), runtime, arrangement, precision="fp32", compiled=False)
     updater = Optimizer(model, OPTIMIZERS[optimizer], arrangement=arrangement)
-    losses, norms = [], []
+    figures = steps_taken(engine, updater, case, grid, micro_rows)
+    return {**figures, "first": first, "weights": arrangement.held(model)}
+
+
+def steps_taken(
+    engine: Engine, updater: Optimizer, case: str, grid: Grid, micro_rows: int = 1
+) -> dict[str, list[float]]:
+    """Losses and norms of a few steps, and what is measured after them."""
+    outcomes = []
     for step in range(STEPS):
         batches = micro_batches(case, rows_of(case, step), grid, micro_rows)
-        outcome = train_step(engine, updater, batches, max_norm=0.5, turn=step)
-        losses.append(outcome.loss.item())
-        norms.append(outcome.norm.item())
-    evaluated = [figure.item() for figure in engine.measure(batches)]
+        outcomes.append(train_step(engine, updater, batches, max_norm=0.5, turn=step))
     return {
-        "loss": losses,
-        "norm": norms,
-        "measured": evaluated,
-        "first": first,
-        "weights": arrangement.held(model),
+        "loss": [outcome.loss.item() for outcome in outcomes],
+        "norm": [outcome.norm.item() for outcome in outcomes],
+        "measured": [figure.item() for figure in engine.measure(batches)],
     }
 
 

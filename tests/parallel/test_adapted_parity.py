@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import CASES, STEPS, differences, mesh_of, micro_batches, rows_of
+from parity import CASES, differences, mesh_of, steps_taken
 from processes import together
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from hasten.parallel.arrangement import Arrangement, Piece
 from hasten.parallel.grid import Grid
 from hasten.train.engines import make_engine
 from hasten.train.optim import AdamWConfig, Optimizer
-from hasten.train.step import train_step
 
 Job = tuple[str, str, dict[str, Any]]
 """Mesh, case and what is adapted how."""
@@ -69,15 +68,8 @@ def train(runtime: Runtime, mesh: str, case: str, options: dict[str, Any]) -> di
     first = {name: (piece, tensor.clone()) for name, (piece, tensor) in numbers(arrangement, model).items()}
     engine = make_engine(model, CrossEntropy(), runtime, arrangement, precision="fp32", compiled=False)
     updater = Optimizer(model, AdamWConfig(eps=1e-2, learning_rate=1e-2), arrangement=arrangement)
-    losses, norms = [], []
-    for step in range(STEPS):
-        batches = micro_batches(case, rows_of(case, step), grid, micro_rows=1)
-        outcome = train_step(engine, updater, batches, max_norm=0.5, turn=step)
-        losses.append(outcome.loss.item())
-        norms.append(outcome.norm.item())
-    measured = [figure.item() for figure in engine.measure(batches)]
-    weights = numbers(arrangement, model)
-    return {"loss": losses, "norm": norms, "measured": measured, "first": first, "weights": weights}
+    figures = steps_taken(engine, updater, case, grid)
+    return {**figures, "first": first, "weights": numbers(arrangement, model)}
 
 
 def numbers(arrangement: Arrangement, model: Transformer) -> dict[str, tuple[Piece, Tensor]]:

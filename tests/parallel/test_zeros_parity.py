@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import CASES, OPTIMIZERS, STEPS, differences, finer_products, mesh_of, micro_batches, rows_of
+from parity import CASES, OPTIMIZERS, differences, finer_products, mesh_of, steps_taken
 from processes import together
 
 from hasten.compress.sparsify import Sparsify
@@ -17,7 +17,6 @@ from hasten.parallel.apply import Beginning, parallelize
 from hasten.parallel.grid import Grid
 from hasten.train.engines import make_engine
 from hasten.train.optim import Optimizer
-from hasten.train.step import train_step
 
 JOBS = [
     (mesh, "decoder", optimizer)
@@ -36,15 +35,8 @@ def train(runtime: Runtime, mesh: str, case: str, optimizer: str) -> dict[str, A
     first = {name: (piece, tensor.clone()) for name, (piece, tensor) in arrangement.held(model).items()}
     engine = make_engine(model, CrossEntropy(), runtime, arrangement, precision="fp32", compiled=False)
     updater = Optimizer(model, OPTIMIZERS[optimizer], arrangement=arrangement, keep_zeros=True)
-    losses, norms = [], []
-    for step in range(STEPS):
-        batches = micro_batches(case, rows_of(case, step), grid, micro_rows=1)
-        outcome = train_step(engine, updater, batches, max_norm=0.5, turn=step)
-        losses.append(outcome.loss.item())
-        norms.append(outcome.norm.item())
-    measured = [figure.item() for figure in engine.measure(batches)]
-    weights = arrangement.held(model)
-    return {"loss": losses, "norm": norms, "measured": measured, "first": first, "weights": weights}
+    figures = steps_taken(engine, updater, case, grid)
+    return {**figures, "first": first, "weights": arrangement.held(model)}
 
 
 def train_all(runtime: Runtime) -> list[dict[str, Any]]:

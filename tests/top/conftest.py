@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from tiny_texts import tiny_data
 
 WORDS = "the a an red blue old young cat dog bird house tree runs sees likes finds of in and but".split()
 
@@ -40,14 +41,7 @@ def recipe(tmp_path: Path, text_files: Path) -> Path:
     """A recipe of a tiny model on them, with dropout, in its own folder."""
     settings = {
         "output": str(tmp_path / "run"),
-        "data": {
-            "sources": [str(text_files)],
-            "clean": {"near_duplicates": None, "repetition": False},
-            "split": {"validation": 0.2, "test": 0.2},
-            "tokenizer": {"kind": "bpe", "vocab_size": 300},
-            "row_tokens": 32,
-            "cache": str(tmp_path / "data"),
-        },
+        "data": tiny_data(text_files, tmp_path / "data"),
         "model": {
             "preset": "hasten-tiny",
             "dim": 32,

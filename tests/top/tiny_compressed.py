@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tiny_texts import tiny_data
+
 from hasten.cli import main
 
 QUICK = [
@@ -20,14 +22,7 @@ def trained(folder: Path, text_files: Path) -> Path:
     """The folder of a run that has been trained for a moment."""
     settings = {
         "output": str(folder / "run"),
-        "data": {
-            "sources": [str(text_files)],
-            "clean": {"near_duplicates": None, "repetition": False},
-            "split": {"validation": 0.2, "test": 0.2},
-            "tokenizer": {"kind": "bpe", "vocab_size": 300},
-            "row_tokens": 32,
-            "cache": str(folder / "data"),
-        },
+        "data": tiny_data(text_files, folder / "data"),
         "model": {"preset": "hasten-tiny", "dim": 32, "num_layers": 3, "num_heads": 2, "max_positions": 64},
         "train": {"steps": 8, "batch_tokens": 128, "log_every": 1, "validation_tokens": 256},
         "evaluate": {"max_bytes": 2000},
