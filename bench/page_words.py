@@ -128,6 +128,10 @@ EN: Words = {
     "layers": "4 layers of the teacher's, from it",
     "sampled": "the same from 12 samples of each place, kept",
     "closed": "of the distance to the teacher",
+    "regained": "The same teacher without {gone} of its {layers[0]} layers: its loss rises from {whole:.3f}"
+    " to {cut:.3f}; taught by what it was for a twentieth of the tokens it is {taught:.3f}, {regained:.0%}"
+    " of what was lost is back. As many layers that begin with nothing come to {scratch:.3f} with as many"
+    " tokens.",
     "halved": "MiniLM on SST-2: three of its six layers have an accuracy of {student[accuracy]:.1%}, all six"
     " {teacher[accuracy]:.1%} ({kept:.1%} kept); a sentence is read {faster:.2f} times as fast (one thread).",
     "temperature": "temperature",
@@ -235,6 +239,9 @@ ZH: Words = {
     "layers": "4 层取自教师，从它学",
     "sampled": "同上，用每处保存的 12 个采样",
     "closed": "补上的与教师的差距",
+    "regained": "同一教师的 {layers[0]} 层中去掉 {gone} 层：损失从 {whole:.3f} 升到 {cut:.3f}；"
+    "再用二十分之一的词元向原来的自己学习，降到 {taught:.3f}，补回失去的 {regained:.0%}。"
+    "同样多的层从零开始，用同样多的词元，到 {scratch:.3f}。",
     "halved": "SST-2 上的 MiniLM：六层中取三层，准确率 {student[accuracy]:.1%}，六层为"
     " {teacher[accuracy]:.1%}（保住 {kept:.1%}），读一句的速度是 {faster:.2f} 倍（单线程）。",
     "temperature": "温度",

@@ -1,6 +1,7 @@
 """The part of docs/benchmarks.md on smaller models: small integers, pruning, students, drafts."""
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 from page_words import Words
@@ -81,6 +82,8 @@ def students(result: Result, words: Words, machine: Machine) -> str:
     parts = [machine(result["environment"], words)]
     if "text" in result:
         parts.append(students_of_text(result["text"], words))
+    if "regained" in result:
+        parts.append(words["regained"].format(**regained(result["regained"])))
     if "classes" in result:
         parts.append(words["halved"].format(**result["classes"]))
     return "\n\n".join(parts)
@@ -98,6 +101,12 @@ def students_of_text(found: Result, words: Words) -> str:
         )
     header = [words[name] for name in ("model", "loss", "closed", "p")]
     return table(header, rows)
+
+
+def regained(found: Result) -> Result:
+    """What is told of layers that went: the means over seeds."""
+    losses = {name: fmean(loss) if isinstance(loss, list) else loss for name, loss in found["losses"].items()}
+    return {**found, **losses, "gone": found["layers"][0] - found["layers"][1]}
 
 
 def guessed(result: Result, words: Words, machine: Machine) -> str:

@@ -3,7 +3,8 @@
     python bench/speculative.py runs/models/SmolLM2-135M-Instruct-hf runs/draft --prompts prompts.txt
     python bench/speculative.py MODEL DRAFT --ahead 2 4 6 --temperatures 0 0.8 --repeats 5
 
-Prompts are lines of text, or of .jsonl with a `prompt`.  Every repeat writes all prompts once in each way,
+Prompts are lines of text, or of .jsonl with a `prompt`; a model with a chat template is asked them, and
+answers.  Every repeat writes all prompts once in each way,
 one text at a time, after one turn that does not count.  The object holds tokens a second of each turn,
 medians, how much sooner the draft's texts are there, how many guesses were kept, and whether the likeliest
 texts are the same.
@@ -20,12 +21,25 @@ from typing import Any
 
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
+from hasten.evaluate.written import Asked, row_of
 from hasten.generate.config import GenerateConfig, read_prompts
-from hasten.generate.engine import begin, growing
+from hasten.generate.engine import growing
 from hasten.model.transformer import Decoder
+from hasten.tokenizer.conversation import conversation_ids
+from hasten.tokenizer.template import find_template
+from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.load import load_model
 
 Turn = dict[str, Any]
+
+
+def asked(model: Path, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Asked]:
+    """What is to be gone on with, or answered."""
+    template = find_template(model)
+    if template is None:
+        return [Asked(prompt) for prompt in prompts]
+    said = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [Asked(tuple(conversation_ids(tokenizer, template, messages))) for messages in said]
 
 
 class Bench:
@@ -36,7 +50,7 @@ class Bench:
         draft, _ = load_model(options.draft)
         assert isinstance(model, Decoder) and isinstance(draft, Decoder) and tokenizer is not None
         self.model, self.draft, self.tokenizer = model, draft, tokenizer
-        self.prompts: list[str] = read_prompts(options.prompts)[: options.num_prompts]
+        self.asked = asked(options.model, tokenizer, read_prompts(options.prompts)[: options.num_prompts])
         self.tokens = options.tokens
 
     def config(self, temperature: float, ahead: int | None) -> GenerateConfig:
@@ -47,7 +61,7 @@ class Bench:
     def turn(self, temperature: float, ahead: int | None) -> Turn:
         """All prompts once."""
         config, draft = self.config(temperature, ahead), None if ahead is None else self.draft
-        rows = begin(self.model, self.tokenizer, self.prompts, config, None)
+        rows = [row_of(self.model, self.tokenizer, one, config, config.seed) for one in self.asked]
         with growing(self.model, config, self.tokenizer.vocab_size, draft) as let_grow:
             began = time.perf_counter()
             for row in rows:
@@ -107,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {
         "program": "speculative",
         "parameters": sizes,
-        "prompts": len(bench.prompts),
+        "prompts": len(bench.asked),
         "tokens": options.tokens,
         "results": [bench.compare(t, options.ahead, options.repeats) for t in options.temperatures],
         "environment": {"load_average": load, **environment()},

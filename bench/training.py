@@ -131,7 +131,7 @@ class Results:
             self.runs[key] = make()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, self.runs)
-            print(key, self.runs[key]["validation_loss"], self.runs[key]["seconds"], flush=True)
+            print(key, self.runs[key], flush=True)
         return self.runs[key]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hasten.core.batch import IGNORE
 from hasten.objective.divergence import Heard, Logits, Mix, OverChunks, divergence
-from hasten.ops.loss import linear_cross_entropy
+from hasten.ops.loss import SLICE_NUMBERS, linear_cross_entropy
 
 KINDS = ("forward_kl", "reverse_kl", "jsd")
 
@@ -113,7 +113,7 @@ def test_the_loss_of_a_head_and_its_gradients_are_those_written_out(fields, chun
     expected = written_out(*leaves, targets, theirs, mix, cap)
     slopes = torch.autograd.grad(expected, leaves)
     own = [x.float().requires_grad_() for x in (hidden, weight, bias)]
-    over = OverChunks(Logits(theirs.float(), lambda x: x), mix)
+    over = OverChunks(Logits(theirs.float()), mix)
     found = linear_cross_entropy(own[0], own[1], targets, own[2], chunk_tokens=chunk, soft_cap=cap, over=over)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for slope, wanted in zip(torch.autograd.grad(found, own), slopes, strict=True):
@@ -138,7 +138,7 @@ def test_what_was_heard_of_every_token_is_what_the_teacher_says():
     entropy = -(p * p.log()).sum(-1)
     heard = Heard(torch.arange(V).expand(N, V), p, entropy)
     results = []
-    for told in (heard, Logits(theirs.float(), lambda x: x)):
+    for told in (heard, Logits(theirs.float())):
         own = [x.float().requires_grad_() for x in (hidden, weight, bias)]
         loss = linear_cross_entropy(
             own[0], own[1], targets, own[2], chunk_tokens=3, over=OverChunks(told, mix)
@@ -153,9 +153,34 @@ def test_a_loss_that_needs_no_gradient_is_the_same():
     hidden, weight, bias, targets, theirs = (x.float() if x.is_floating_point() else x for x in setting())
 
     def loss() -> Tensor:
-        over = OverChunks(Logits(theirs, lambda x: x), mix)
+        over = OverChunks(Logits(theirs), mix)
         return linear_cross_entropy(hidden, weight, targets, bias, chunk_tokens=5, over=over)
 
     plain = loss()
     hidden.requires_grad_()
     assert plain.item() == pytest.approx(loss().item(), rel=1e-6) and math.isfinite(plain.item())
+
+
+@pytest.mark.parametrize("kept", ["logits", "heard"])
+def test_few_places_at_a_time_change_nothing_and_a_chunk_asks_the_teacher_once(monkeypatch, kept):
+    """Where V is large float32 copies are of few places, but a head's weights are read once for all."""
+    mix, asked = Mix("forward_kl", V, labels=0.25), []
+    hidden, weight, bias, targets, theirs = (x.float() if x.is_floating_point() else x for x in setting())
+    p = theirs[:, :V].softmax(-1)
+    entropy = -(p * p.log()).sum(-1)
+
+    def head(states: Tensor) -> Tensor:
+        asked.append(len(states))
+        return states
+
+    def loss() -> Tensor:
+        told = Logits(theirs, head) if kept == "logits" else Heard(torch.arange(V).expand(N, V), p, entropy)
+        over = OverChunks(told, mix)
+        return linear_cross_entropy(hidden, weight, targets, bias, chunk_tokens=5, over=over)
+
+    whole = loss()
+    monkeypatch.setitem(SLICE_NUMBERS, "cpu", 2 * weight.shape[0])
+    asked.clear()
+    assert loss().item() == pytest.approx(whole.item(), rel=1e-6)
+    if kept == "logits":
+        assert asked == [min(5, N - first) for first in range(0, N, 5)]

@@ -105,6 +105,11 @@ MADE_UP = {
                 "layers": {"validation_loss": 4.4, "losses": [4.5, 4.3], "closed": 0.6, "p_paired": 0.004},
             },
         },
+        "regained": {
+            "layers": [12, 9],
+            "losses": {"whole": 4.0, "cut": 5.0, "taught": [4.1, 4.3], "scratch": [7.0, 7.2]},
+            "regained": 0.8,
+        },
         "classes": {
             "teacher": {"accuracy": 0.9},
             "student": {"accuracy": 0.882},
@@ -173,6 +178,7 @@ def test_figures_of_smaller_models_stand_in_the_page(name, results):
     assert "| depth | 19.0 M | 75.6 | 25.0% | 24.0% | 96% |" in text
     assert f"| {WORDS[name]['layers']} | 4.400 (4.500, 4.300) | 60% | 0.004 |" in text
     assert "88.2%" in text and "98.0%" in text and "1.91" in text
+    assert "4.200" in text and "80%" in text and "7.100" in text, "means over the seeds"
     assert "| 0.8 | 4 | 71% | 150 | 210 | 1.40× |" in text
 
 

@@ -34,12 +34,15 @@ from hasten.train.config import HORIZONS
 from hasten.train.load import load_model
 from hasten.train.restore import checkpoint_in
 from hasten.train.run import Summary
+from hasten.train.transfer import FINE_TUNING
 
 Train = Callable[[Recipe], Summary]
 """The stage of training: begins or goes on, and says whether it came to its end."""
 METHODS = ("core", "ops", "model", "compress")
 TRAINING = ("core", "ops", "tokenizer", "model", "data", "adapt", "objective", "parallel", "train")
 """Folders of code that a step's result depends on."""
+REGAINING = 3
+"""Times the rate of fine-tuning: a model that has lost parts has farther to go (bench/distil.py)."""
 NAMED = 3
 """Names of a list that are told one by one."""
 
@@ -194,9 +197,15 @@ def training_of(original: Original, step: Distil, before: Link | None, link: Lin
             **step.objective.model_dump(mode="json"),
             "teacher": str(original.folder) if named == ORIGINAL else named,
         },
-        train={**given, **step.horizon, **step.training, **zeros},
+        train={**given, "optimizer": gentle(original), **step.horizon, **step.training, **zeros},
         output=str(training_folder(link)),
     )
+
+
+def gentle(original: Original) -> dict[str, Any]:
+    """The optimizer of a step that names none."""
+    rate = REGAINING * FINE_TUNING / original.parcel.model.config.dim**0.5
+    return {"kind": "adamw", "learning_rate": float(f"{rate:.2g}")}
 
 
 def training_folder(link: Link) -> Path:

@@ -33,7 +33,7 @@ class Distil(Config):
     minutes: PositiveFloat | None = None
     batch_tokens: PositiveInt | None = Field(None, description="null: as the recipe's training")
     optimizer: Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")] | None = Field(
-        None, description="null: AdamW at the rates of fine-tuning"
+        None, description="null: AdamW at three times the rate of fine-tuning"
     )
     schedule: Schedule | None = Field(None, description="null: as in fine-tuning")
     objective: Distillation = Field(

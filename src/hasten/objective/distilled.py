@@ -3,7 +3,6 @@
 Letters in shapes: B rows, T places, N scored places, D model width, K tokens kept of a place, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -109,7 +108,7 @@ class Distilled:
         if self.teacher is not None:
             return Logits(places(STATES), self.teacher.logits)
         if LOGITS in batch.extra:
-            return Logits(places(LOGITS), unchanged)
+            return Logits(places(LOGITS))
         if TOKENS not in batch.extra:
             raise DataError(
                 "the batch does not hold what the teacher says of it; write objective.cache=null to have the"
@@ -125,6 +124,3 @@ class Distilled:
     def chunk(self, num_tokens: int, vocab_size: int, device: torch.device) -> int | None:
         """For how many tokens to hold float32 logits of both models at a time; None is all of them."""
         return self.labels.chunk(num_tokens, 2 * vocab_size, device)
-
-
-unchanged: Callable[[Tensor], Tensor] = nn.Identity()

@@ -4,17 +4,22 @@ P is the teacher's distribution, Q the student's, both at temperature τ: softma
 Letters in shapes: N places, V vocabulary, K tokens that a teacher was heard to say at a place.
 """
 
+from collections.abc import Callable
+from functools import partial
 from math import log, log1p
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.core.batch import IGNORE
 from hasten.ops.loss import Head, Terms, scores_of, slices
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
+Apart = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""`Told.apart` of some places, known but for the student's log-probabilities."""
+unchanged: Head = nn.Identity()
 
 
 class Mix(NamedTuple):
@@ -33,6 +38,10 @@ class Mix(NamedTuple):
 
 class Told(Protocol):
     """What a teacher says of places, in whatever form it is kept."""
+
+    def of(self, rows: slice) -> "Told":
+        """What it says of the places `rows` alone, ready to be asked for few of them at a time."""
+        ...
 
     def apart(self, log_q: Tensor, rows: slice, mix: Mix) -> tuple[Tensor, Tensor]:
         """D [n] at the places `rows`, and its slope [n, known] by what log_q [n, known] is the
@@ -72,10 +81,14 @@ class Logits(NamedTuple):
     """A teacher that is there: its states [N, D], and what makes logits [N, V] of them."""
 
     states: Tensor
-    head: Head
+    head: Head = unchanged
+
+    def of(self, rows: slice) -> "Logits":
+        """`Told.of`: its logits exist for `rows`, made in one product, for a head's weights are many."""
+        return Logits(self.head(self.states[rows]))
 
     def apart(self, log_q: Tensor, rows: slice, mix: Mix) -> tuple[Tensor, Tensor]:
-        """`Told.apart`; logits of a teacher exist for `rows` alone."""
+        """`Told.apart`."""
         logits = self.head(self.states[rows])[:, : mix.known].to(log_q.dtype)
         return divergence(tempered(logits, mix.temperature).log_softmax(dim=-1), log_q, mix.kind, mix.beta)
 
@@ -90,6 +103,10 @@ class Heard(NamedTuple):
     tokens: Tensor
     weights: Tensor
     entropy: Tensor
+
+    def of(self, rows: slice) -> "Heard":
+        """`Told.of`."""
+        return Heard(*(kept[rows] for kept in self))
 
     def apart(self, log_q: Tensor, rows: slice, mix: Mix) -> tuple[Tensor, Tensor]:
         """`Told.apart` of forward_kl."""
@@ -112,21 +129,28 @@ class OverChunks:
         self, logits: Tensor, targets: Tensor, terms: Terms, bias: Tensor | None = None, *, gradient: bool
     ) -> Tensor:
         """Summed loss [] of the next logits [n, V]; where the `gradient` is wanted, it takes their place."""
-        losses = []
+        chunk = slice(self.passed, self.passed + len(targets))
+        told, first, losses, self.passed = self.told.of(chunk), 0, [], chunk.stop
         for piece, its in slices(logits, targets):
-            rows = slice(self.passed, self.passed + len(its))
-            self.passed = rows.stop
-            losses.append(self.slice_loss(piece, its, rows, terms, bias, gradient))
+            apart = partial(told.apart, rows=slice(first, first + len(its)), mix=self.mix)
+            losses.append(self.slice_loss(apart, piece, its, terms, bias, gradient))
+            first += len(its)
         return torch.stack(losses).sum() if losses else logits.new_zeros((), dtype=torch.float32)
 
     def slice_loss(  # noqa: PLR0917 (as the loss that it stands in for)
-        self, logits: Tensor, targets: Tensor, rows: slice, terms: Terms, bias: Tensor | None, gradient: bool
+        self,
+        apart: Apart,
+        logits: Tensor,
+        targets: Tensor,
+        terms: Terms,
+        bias: Tensor | None,
+        gradient: bool,
     ) -> Tensor:
         """The same for few enough places that copies in float32 are small."""
         mix, counted = self.mix, targets != IGNORE
         scores = scores_of(logits, terms, bias)
         log_q = tempered(scores[:, : mix.known], mix.temperature).log_softmax(dim=-1)
-        value, slope = self.told.apart(log_q, rows, mix)
+        value, slope = apart(log_q)
         share = (1 - mix.labels) * mix.temperature
         loss, slope = share * mix.temperature * value, slope if share == 1 else slope.mul_(share)
         if beyond := scores.shape[1] - mix.known:
