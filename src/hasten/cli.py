@@ -55,6 +55,13 @@ COMPUTING = {
 }
 """Verbs that take and give back much memory."""
 
+MODULES = {
+    "models": ("inspect", "embed", "import", "export", "merge"),
+    "machine": ("bench", "plan", "job"),
+    "recipes": ("show", "recipes", "init", "schema"),
+}
+"""Of `hasten.verbs`; the other verbs are stages."""
+
 EXAMPLES = """\
 examples:
   hasten journey demo                                 from text to a tested model, with a report
@@ -120,7 +127,8 @@ def run(words: Sequence[str]) -> int:
 def function_of(verb: str) -> Callable[[Sequence[str]], int | None]:
     """The function behind a verb; Python has a word `import` of its own, so that one is `import_`."""
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    return getattr(importlib.import_module("hasten.verbs"), name)
+    module = next((module for module, verbs in MODULES.items() if verb in verbs), "stages")
+    return getattr(importlib.import_module(f"hasten.verbs.{module}"), name)
 
 
 def overview() -> str:

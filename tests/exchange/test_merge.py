@@ -17,7 +17,7 @@ from hasten.core.files import damage
 from hasten.model.interop import load_hugging_face, save_hugging_face
 from hasten.model.transformer import Transformer
 from hasten.train.load import load_adapted, load_model
-from hasten.verbs import merge
+from hasten.verbs.models import merge
 
 
 @pytest.fixture

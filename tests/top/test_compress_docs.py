@@ -14,7 +14,7 @@ from hasten.cli import VERBS
 from hasten.compression.config import CompressConfig, Step
 from hasten.core.config import parse
 from hasten.recipe import find, shipped
-from hasten.verbs import with_target
+from hasten.verbs.stages import with_target
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = ["compress.md", "compress.zh-CN.md"]

@@ -17,7 +17,7 @@ from hasten.model.interop import save_hugging_face
 from hasten.model.transformer import build
 from hasten.recipe import find, shipped
 from hasten.tokenizer.train import TokenizerConfig, train
-from hasten.verbs import with_target
+from hasten.verbs.stages import with_target
 
 PACKAGE = Path(hasten.__file__).parent
 ROOT = Path(__file__).parents[2]
