@@ -14,7 +14,7 @@ from hasten.generate.cache import KeyValueCache
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import generate
 from hasten.generate.native import NativeDecoder
-from hasten.generate.sample import filtered_by, shares
+from hasten.generate.sample import drawn_from, filtered_by, invert, shares
 from hasten.generate.speculative import settle
 from hasten.model.transformer import Encoder, Seq2Seq, build
 from hasten.ops.kernels.library import library
@@ -155,6 +155,22 @@ def test_shares_are_those_of_the_filters(settings):
         else torch.nn.functional.one_hot(logits.argmax(-1), 300).float()
     )
     torch.testing.assert_close(shares(logits, config), wanted, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 3, "min_p": 0.05}], ids=str)
+def test_one_token_is_drawn_from_what_is_left(settings):
+    """The kernel's shares and its draw, at once, and what PyTorch makes of the same (transposed) scores."""
+    config = GenerateConfig(**settings)
+    scores = 2 * torch.randn(20, 37, generator=torch.Generator().manual_seed(4))
+    apart = scores.t().contiguous().t()
+    for row, other in zip(scores.split(1), apart.split(1), strict=True):
+        left, its = torch.empty(37), torch.empty(37)
+        for draw in (0.0, 0.3, 0.999):
+            token = drawn_from(row, draw, config, left)
+            torch.testing.assert_close(left[None], shares(row, config))
+            assert token == invert(left[None], draw)
+            assert drawn_from(other[:, ::1], draw, config, its) == token
+            torch.testing.assert_close(its, left, rtol=1e-5, atol=1e-7)
 
 
 def test_a_text_ends_where_it_would_and_slides_as_it_would(small_model, bytes_only):

@@ -7,7 +7,7 @@ top-k, top-p, min-p, which is also the order of `transformers`.
 
 import hashlib
 from collections.abc import Collection, Sequence
-from ctypes import Structure, byref, c_float, c_int64
+from ctypes import Structure, byref, c_double, c_float, c_int64
 
 import torch
 from torch import Tensor
@@ -117,16 +117,26 @@ def shares(logits: Tensor, config: GenerateConfig) -> Tensor:
 
     On a CPU with the same kernel as `drawn`.
     """
+    if for_kernel(logits):
+        (rows, vocabulary), left = logits.shape, torch.empty(logits.shape)
+        kernels().left_shares(
+            address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary),
+            byref(filters_of(config)), address(left),
+        )  # fmt: skip
+        return left
     if config.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    return filtered_by(logits, config).softmax(dim=-1)
+
+
+def drawn_from(logits: Tensor, draw: float, config: GenerateConfig, left: Tensor) -> int:
+    """The token that `draw` in [0, 1) takes of one row [1, V], whose `shares` are written to `left` [V]."""
     if not for_kernel(logits):
-        return filtered_by(logits, config).softmax(dim=-1)
-    (rows, vocabulary), left = logits.shape, torch.empty(logits.shape)
-    kernels().left_shares(
-        address(logits), c_int64(rows), c_int64(logits.stride(0)), c_int64(vocabulary),
-        byref(filters_of(config)), address(left),
-    )  # fmt: skip
-    return left / left.sum(dim=-1, keepdim=True)
+        left.copy_(shares(logits, config)[0])
+        return invert(left[None], draw)
+    return kernels().draw_from_shares(
+        address(logits), c_int64(logits.shape[1]), c_double(draw), byref(filters_of(config)), address(left)
+    )
 
 
 def drawn(logits: Tensor, draw: Tensor, config: GenerateConfig) -> Tensor:

@@ -19,7 +19,7 @@ from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
 from hasten.generate.constraint import constrained
 from hasten.generate.prepared import Prepared
-from hasten.generate.sample import barred, draws, invert, shares
+from hasten.generate.sample import barred, drawn_from, draws, invert, shares
 
 GUESS, ACCEPT, REPLACE = range(3)
 """Which of the three random numbers of a token decides what."""
@@ -60,7 +60,8 @@ class Pair:
             while True:
                 guesses, q = self.guess(guesser, row, luck)
                 scores = reader.scores([*row.window, *guesses], len(guesses) + 1)
-                tokens = settle(guesses, self.chances(row, scores), q, luck[row.num_new_tokens :])
+                p = shares(self.allowed(row, scores), self.config)
+                tokens = settle(guesses, p, q, luck[row.num_new_tokens :])
                 row.guessed += len(guesses)
                 row.accepted += len(tokens) - 1
                 if not all(map(row.push, tokens)) or row.is_full:
@@ -71,12 +72,13 @@ class Pair:
     def guess(self, guesser: "Reader", row: Row, luck: Sequence[Sequence[float]]) -> tuple[list[int], Tensor]:
         """Tokens that the small model draws, and what it drew them from [G, V]."""
         guesses: list[int] = []
-        chances = [torch.empty(0, self.vocab_size)]
-        for number in range(self.num_guesses(row)):
-            scores = guesser.scores([*row.window, *guesses], 1)
-            chances.append(self.chances(row, scores, number))
-            guesses.append(invert(chances[-1], luck[row.num_new_tokens + number][GUESS]))
-        return guesses, torch.cat(chances)
+        count = self.num_guesses(row)
+        chances = torch.empty(count, self.vocab_size, device=self.draft.model.device)
+        for number in range(count):
+            scores = self.allowed(row, guesser.scores([*row.window, *guesses], 1), number)
+            chance = luck[row.num_new_tokens + number][GUESS]
+            guesses.append(drawn_from(scores, chance, self.config, chances[number]))
+        return guesses, chances
 
     def num_guesses(self, row: Row) -> int:
         """How far ahead to guess: as far as both models can read, and as there is text to come."""
@@ -86,19 +88,19 @@ class Pair:
         places = min(row.max_positions - length, self.draft.config.max_positions - length + 1)
         return max(0, min(self.config.draft_tokens, places, row.most_tokens - row.num_new_tokens - 1))
 
-    def chances(self, row: Row, scores: Tensor, ahead: int = 0) -> Tensor:
-        """Scores [N, V] to what tokens are drawn from [N, V], the first being `ahead` of the row's next."""
+    def allowed(self, row: Row, scores: Tensor, ahead: int = 0) -> Tensor:
+        """Scores [N, V] of what may come, the first being `ahead` of the row's next token."""
         scores = scores[:, : self.vocab_size].float()
-        if row.first is not None and row.num_new_tokens + ahead == 0:
-            scores = scores.masked_fill(barred([row.first], self.vocab_size).to(scores.device), -torch.inf)
         begin, nothing = row.num_new_tokens + ahead, scores.new_empty(1, 0, dtype=torch.int64)
+        if row.first is not None and begin == 0:
+            scores = scores.masked_fill(barred([row.first], self.vocab_size).to(scores.device), -torch.inf)
         if begin < self.config.min_new_tokens:
             each = (
                 constrained(one[None], nothing, begin + i, self.config, row.end_ids)
                 for i, one in enumerate(scores)
             )
             scores = torch.cat(list(each))
-        return shares(scores, self.config)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,11 @@ def settle(guesses: Sequence[int], p: Tensor, q: Tensor, luck: Sequence[Sequence
     and q [G, V] the one that it was drawn from; in place of the first that is not, a token is drawn from what
     p has more than q (Leviathan et al. 2023, algorithm 1).  `luck` [G + 1, 3] is uniform in [0, 1).
     """
+    at = torch.tensor(guesses, dtype=torch.int64, device=p.device)[:, None]
+    wanted, drawn = (x[: len(guesses)].gather(1, at)[:, 0].tolist() for x in (p, q))
     kept = 0
-    for number, token in enumerate(guesses):
-        if luck[number][ACCEPT] * q[number, token] >= p[number, token]:
+    for number, (own, other) in enumerate(zip(wanted, drawn, strict=True)):
+        if luck[number][ACCEPT] * other >= own:
             break
         kept += 1
     rest = p[kept] if kept == len(guesses) else (p[kept] - q[kept]).clamp(min=0)

@@ -9,7 +9,7 @@
 namespace {
 
 struct Filters {
-  float temperature, top_p, min_p;  // 1 and 0: no filter
+  float temperature, top_p, min_p;  // 0: the likeliest alone; 1 and 0: no filter
   int64_t top_k;                    // 0: no filter
 };
 
@@ -78,11 +78,11 @@ float least_of_top_p(const std::vector<float>& shares, float p) {
 }
 
 // The first token whose cumulative share exceeds that part of all.
-int64_t inverted(const std::vector<float>& shares, double draw) {
+int64_t inverted(const float* shares, int64_t vocabulary, double draw) {
   double total = 0, mass = 0;
-  for (float share : shares) total += share;
+  for (int64_t i = 0; i < vocabulary; i++) total += shares[i];
   int64_t last = 0;
-  for (int64_t i = 0; i < (int64_t)shares.size(); i++) {
+  for (int64_t i = 0; i < vocabulary; i++) {
     if (!(shares[i] > 0)) continue;
     mass += shares[i], last = i;
     if (mass > draw * total) break;
@@ -93,6 +93,10 @@ int64_t inverted(const std::vector<float>& shares, double draw) {
 // What the filters leave of the softmax, its largest being 1.
 std::vector<float> left_of(const float* logits, int64_t vocabulary, const Filters& filters) {
   std::vector<float> shares(vocabulary);
+  if (filters.temperature == 0) {
+    shares[std::max_element(logits, logits + vocabulary) - logits] = 1.f;
+    return shares;
+  }
   const __m512 top = all(largest(logits, vocabulary)), scale = all(1.f / filters.temperature);
   each(vocabulary, [&](int64_t i, auto lanes) {
     store(shares.data() + i, exp(_mm512_mul_ps(_mm512_sub_ps(load(logits + i, lanes), top), scale)), lanes);
@@ -104,7 +108,7 @@ std::vector<float> left_of(const float* logits, int64_t vocabulary, const Filter
 }
 
 int64_t chosen(const float* logits, int64_t vocabulary, double draw, const Filters& filters) {
-  return inverted(left_of(logits, vocabulary, filters), draw);
+  return inverted(left_of(logits, vocabulary, filters).data(), vocabulary, draw);
 }
 
 }  // namespace
@@ -117,12 +121,26 @@ extern "C" void sample_tokens(const float* logits, int64_t rows, int64_t stride,
     tokens[row] = chosen(logits + row * stride, vocabulary, draws[row], *filters);
 }
 
-// The same without a draw: what is left of each row's softmax, [B, V], each row up to a factor.
+// What is left of one row's softmax [V], which sums to 1.
+static void shares_of(const float* logits, int64_t vocabulary, const Filters& filters, float* shares) {
+  const auto left = left_of(logits, vocabulary, filters);
+  const __m512 part = all(1.f / sum_of(left));
+  each(vocabulary, [&](int64_t i, auto lanes) {
+    store(shares + i, _mm512_mul_ps(load(left.data() + i, lanes), part), lanes);
+  });
+}
+
+// The same without a draw: what is left of each row's softmax, [B, V].
 extern "C" void left_shares(const float* logits, int64_t rows, int64_t stride, int64_t vocabulary,
                             const Filters* filters, float* shares) {
 #pragma omp parallel for schedule(dynamic) if (rows > 1)
-  for (int64_t row = 0; row < rows; row++) {
-    const auto left = left_of(logits + row * stride, vocabulary, *filters);
-    std::copy(left.begin(), left.end(), shares + row * vocabulary);
-  }
+  for (int64_t row = 0; row < rows; row++)
+    shares_of(logits + row * stride, vocabulary, *filters, shares + row * vocabulary);
+}
+
+// Of one row both: what is left [V], and the token that a number in [0, 1) draws from it.
+extern "C" int64_t draw_from_shares(const float* logits, int64_t vocabulary, double draw,
+                                    const Filters* filters, float* shares) {
+  shares_of(logits, vocabulary, *filters, shares);
+  return inverted(shares, vocabulary, draw);
 }
