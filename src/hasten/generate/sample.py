@@ -86,6 +86,8 @@ def inverted(shares: Tensor, draw: Tensor) -> Tensor:
 
 def invert(shares: Tensor, draw: float) -> int:
     """`inverted` of one row [1, V]."""
+    if for_kernel(shares):
+        return kernels().draw_token(address(shares), c_int64(shares.shape[1]), c_double(draw))
     return int(inverted(shares, torch.tensor([draw], dtype=torch.float64, device=shares.device)))
 
 

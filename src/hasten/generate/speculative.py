@@ -126,9 +126,8 @@ def settle(guesses: Sequence[int], p: Tensor, q: Tensor, luck: Sequence[Sequence
     and q [G, V] the one that it was drawn from; in place of the first that is not, a token is drawn from what
     p has more than q (Leviathan et al. 2023, algorithm 1).  `luck` [G + 1, 3] is uniform in [0, 1).
     """
-    at = torch.tensor(guesses, dtype=torch.int64, device=p.device)[:, None]
+    at, kept = torch.tensor(guesses, dtype=torch.int64, device=p.device)[:, None], 0
     wanted, drawn = (x[: len(guesses)].gather(1, at)[:, 0].tolist() for x in (p, q))
-    kept = 0
     for number, (own, other) in enumerate(zip(wanted, drawn, strict=True)):
         if luck[number][ACCEPT] * other >= own:
             break

@@ -144,3 +144,8 @@ extern "C" int64_t draw_from_shares(const float* logits, int64_t vocabulary, dou
   shares_of(logits, vocabulary, *filters, shares);
   return inverted(shares, vocabulary, draw);
 }
+
+// The token that a number in [0, 1) draws from shares [V] of any sum above 0.
+extern "C" int64_t draw_token(const float* shares, int64_t vocabulary, double draw) {
+  return inverted(shares, vocabulary, draw);
+}
