@@ -3,6 +3,9 @@
     python bench/speculative.py runs/models/SmolLM2-135M-Instruct-hf runs/draft --prompts prompts.txt
     python bench/speculative.py MODEL DRAFT --ahead 2 4 6 --temperatures 0 0.8 --repeats 5
 
+The pair that docs/benchmarks.md measures: bench/distil.py --only text --dim 384 --tokens 750000 --seeds 1
+--arms labels layers trains both, and a step {kind: quantize, bits: 4, group_size: 32} makes the draft small.
+
 Prompts are lines of text, or of .jsonl with a `prompt`; a model with a chat template is asked them, and
 answers.  Every repeat writes all prompts once in each way,
 one text at a time, after one turn that does not count.  The object holds tokens a second of each turn,
