@@ -134,6 +134,7 @@ EN: Words = {
     " tokens.",
     "halved": "MiniLM on SST-2: three of its six layers have an accuracy of {student[accuracy]:.1%}, all six"
     " {teacher[accuracy]:.1%} ({kept:.1%} kept); a sentence is read {faster:.2f} times as fast (one thread).",
+    "threads": "threads",
     "temperature": "temperature",
     "ahead": "guesses at a time",
     "accepted": "kept",
@@ -244,6 +245,7 @@ ZH: Words = {
     "同样多的层从零开始，用同样多的词元，到 {scratch:.3f}。",
     "halved": "SST-2 上的 MiniLM：六层中取三层，准确率 {student[accuracy]:.1%}，六层为"
     " {teacher[accuracy]:.1%}（保住 {kept:.1%}），读一句的速度是 {faster:.2f} 倍（单线程）。",
+    "threads": "线程",
     "temperature": "温度",
     "ahead": "一次猜几个",
     "accepted": "保留",

@@ -113,6 +113,7 @@ def guessed(result: Result, words: Words, machine: Machine) -> str:
     """Writing with a draft that guesses ahead."""
     rows = [
         [
+            f"{case['threads']}",
             f"{case['temperature']:g}",
             f"{way['ahead']}",
             f"{way['accepted']:.0%}",
@@ -123,5 +124,8 @@ def guessed(result: Result, words: Words, machine: Machine) -> str:
         for case in result["results"]
         for way in case["with_draft"]
     ]
-    header = [words[name] for name in ("temperature", "ahead", "accepted", "alone", "with_draft", "faster")]
+    header = [
+        words[name]
+        for name in ("threads", "temperature", "ahead", "accepted", "alone", "with_draft", "faster")
+    ]
     return f"{machine(result['environment'], words)}\n\n{table(header, rows)}"

@@ -1,7 +1,7 @@
 """Write the same prompts with a model alone and with a draft that guesses ahead, in turn: one JSON object.
 
     python bench/speculative.py runs/models/SmolLM2-135M-Instruct-hf runs/draft --prompts prompts.txt
-    python bench/speculative.py MODEL DRAFT --ahead 2 4 6 --temperatures 0 0.8 --repeats 5
+    python bench/speculative.py MODEL DRAFT --ahead 2 4 6 --temperatures 0 0.8 --repeats 5 --threads 1 2
 
 The pair that docs/benchmarks.md measures: bench/distil.py --only text --dim 384 --tokens 750000 --seeds 1
 --arms labels layers trains both, and a step {kind: quantize, bits: 4, group_size: 32} makes the draft small.
@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
@@ -78,14 +80,17 @@ class Bench:
             "texts": [one.tokens for one in written],
         }
 
-    def compare(self, temperature: float, aheads: Sequence[int], repeats: int) -> dict[str, Any]:
+    def compare(self, threads: int, temperature: float, options: argparse.Namespace) -> dict[str, Any]:
         """Every way in turn, so that a busy machine meets them alike; the first round does not count."""
+        torch.set_num_threads(threads)
+        aheads, repeats = options.ahead, options.repeats
         ways: list[int | None] = [None, *aheads]
         rounds = [{way: self.turn(temperature, way) for way in ways} for _ in range(repeats + 1)]
         alone, counted = rounds[-1][None]["texts"], rounds[1:]
         speeds = {way: [one[way]["tokens_per_second"] for one in counted] for way in ways}
         plain = median(speeds[None])
         return {
+            "threads": threads,
             "temperature": temperature,
             "alone": {"tokens_per_second": plain, "repeats": speeds[None]},
             "with_draft": [
@@ -115,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ahead", type=int, nargs="+", default=[2, 4, 6], help="guesses at a time")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.8])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--save", type=Path, help="write the JSON into this file too")
     options = parser.parse_args(arguments)
     load, bench = os.getloadavg(), Bench(options)
@@ -126,7 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "parameters": sizes,
         "prompts": len(bench.asked),
         "tokens": options.tokens,
-        "results": [bench.compare(t, options.ahead, options.repeats) for t in options.temperatures],
+        "results": [
+            bench.compare(threads, temperature, options)
+            for threads in options.threads
+            for temperature in options.temperatures
+        ],
         "environment": {"load_average": load, **environment()},
     }
     if options.save:

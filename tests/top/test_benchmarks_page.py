@@ -121,6 +121,7 @@ MADE_UP = {
         "environment": ENVIRONMENT,
         "results": [
             {
+                "threads": 2,
                 "temperature": 0.8,
                 "alone": {"tokens_per_second": 150.0},
                 "with_draft": [
@@ -179,7 +180,7 @@ def test_figures_of_smaller_models_stand_in_the_page(name, results):
     assert f"| {WORDS[name]['layers']} | 4.400 (4.500, 4.300) | 60% | 0.004 |" in text
     assert "88.2%" in text and "98.0%" in text and "1.91" in text
     assert "4.200" in text and "80%" in text and "7.100" in text, "means over the seeds"
-    assert "| 0.8 | 4 | 71% | 150 | 210 | 1.40× |" in text
+    assert "| 2 | 0.8 | 4 | 71% | 150 | 210 | 1.40× |" in text
 
 
 @pytest.mark.parametrize("name", WORDS)
