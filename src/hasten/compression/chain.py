@@ -31,10 +31,10 @@ from hasten.model.plain import quantization_of
 from hasten.model.transformer import Transformer
 from hasten.recipe import Recipe
 from hasten.train.config import HORIZONS
-from hasten.train.load import load_model
+from hasten.train.load import load_config, load_model
+from hasten.train.optim import AdamWConfig
 from hasten.train.restore import checkpoint_in
 from hasten.train.run import Summary
-from hasten.train.transfer import FINE_TUNING
 
 Train = Callable[[Recipe], Summary]
 """The stage of training: begins or goes on, and says whether it came to its end."""
@@ -197,15 +197,18 @@ def training_of(original: Original, step: Distil, before: Link | None, link: Lin
             **step.objective.model_dump(mode="json"),
             "teacher": str(original.folder) if named == ORIGINAL else named,
         },
-        train={**given, "optimizer": gentle(original), **step.horizon, **step.training, **zeros},
+        train={**given, **step.horizon, **regaining(original, step), **zeros},
         output=str(training_folder(link)),
     )
 
 
-def gentle(original: Original) -> dict[str, Any]:
-    """The optimizer of a step that names none."""
-    rate = REGAINING * FINE_TUNING / original.parcel.model.config.dim**0.5
-    return {"kind": "adamw", "learning_rate": float(f"{rate:.2g}")}
+def regaining(original: Original, step: Distil) -> dict[str, Any]:
+    """What a step says of its training, with an optimizer where it names none."""
+    if step.optimizer is not None:
+        return step.training
+    usual = AdamWConfig(learning_rate="auto").settled(load_config(original.folder))
+    rate = REGAINING * usual.rate("matrix")
+    return {**step.training, "optimizer": {"kind": "adamw", "learning_rate": float(f"{rate:.2g}")}}
 
 
 def training_folder(link: Link) -> Path:
