@@ -4,8 +4,6 @@ P is the teacher's distribution, Q the student's, both at temperature τ: softma
 Letters in shapes: N places, V vocabulary, K tokens that a teacher was heard to say at a place.
 """
 
-from collections.abc import Callable
-from functools import partial
 from math import log, log1p
 from typing import Literal, NamedTuple, Protocol
 
@@ -17,8 +15,6 @@ from hasten.core.batch import IGNORE
 from hasten.ops.loss import Head, Terms, scores_of, slices
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
-Apart = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""`Told.apart` of some places, known but for the student's log-probabilities."""
 unchanged: Head = nn.Identity()
 
 
@@ -43,10 +39,8 @@ class Told(Protocol):
         """What it says of the places `rows` alone, ready to be asked for few of them at a time."""
         ...
 
-    def apart(self, log_q: Tensor, rows: slice, mix: Mix) -> tuple[Tensor, Tensor]:
-        """D [n] at the places `rows`, and its slope [n, known] by what log_q [n, known] is the
-        log-softmax of.
-        """
+    def apart(self, log_q: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+        """D [N] at its places, and its slope [N, known] by what log_q [N, known] is the log-softmax of."""
         ...
 
 
@@ -87,9 +81,9 @@ class Logits(NamedTuple):
         """`Told.of`: its logits exist for `rows`, made in one product, for a head's weights are many."""
         return Logits(self.head(self.states[rows]))
 
-    def apart(self, log_q: Tensor, rows: slice, mix: Mix) -> tuple[Tensor, Tensor]:
+    def apart(self, log_q: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
         """`Told.apart`."""
-        logits = self.head(self.states[rows])[:, : mix.known].to(log_q.dtype)
+        logits = self.head(self.states)[:, : mix.known].to(log_q.dtype)
         return divergence(tempered(logits, mix.temperature).log_softmax(dim=-1), log_q, mix.kind, mix.beta)
 
 
@@ -108,11 +102,11 @@ class Heard(NamedTuple):
         """`Told.of`."""
         return Heard(*(kept[rows] for kept in self))
 
-    def apart(self, log_q: Tensor, rows: slice, mix: Mix) -> tuple[Tensor, Tensor]:
+    def apart(self, log_q: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
         """`Told.apart` of forward_kl."""
         assert mix.kind == "forward_kl", "only KL(P || Q) can be told from samples of P"
-        tokens, weights = self.tokens[rows].long(), self.weights[rows].to(log_q.dtype)
-        value = -(weights * log_q.gather(1, tokens)).sum(dim=-1) - self.entropy[rows].to(log_q.dtype)
+        tokens, weights = self.tokens.long(), self.weights.to(log_q.dtype)
+        value = -(weights * log_q.gather(1, tokens)).sum(dim=-1) - self.entropy.to(log_q.dtype)
         return value, log_q.exp().scatter_add_(1, tokens, -weights)
 
 
@@ -132,25 +126,19 @@ class OverChunks:
         chunk = slice(self.passed, self.passed + len(targets))
         told, first, losses, self.passed = self.told.of(chunk), 0, [], chunk.stop
         for piece, its in slices(logits, targets):
-            apart = partial(told.apart, rows=slice(first, first + len(its)), mix=self.mix)
-            losses.append(self.slice_loss(apart, piece, its, terms, bias, gradient))
+            some = told.of(slice(first, first + len(its)))
+            losses.append(self.slice_loss(some, piece, its, terms, bias, gradient))
             first += len(its)
         return torch.stack(losses).sum() if losses else logits.new_zeros((), dtype=torch.float32)
 
     def slice_loss(  # noqa: PLR0917 (as the loss that it stands in for)
-        self,
-        apart: Apart,
-        logits: Tensor,
-        targets: Tensor,
-        terms: Terms,
-        bias: Tensor | None,
-        gradient: bool,
+        self, told: Told, logits: Tensor, targets: Tensor, terms: Terms, bias: Tensor | None, gradient: bool
     ) -> Tensor:
         """The same for few enough places that copies in float32 are small."""
         mix, counted = self.mix, targets != IGNORE
         scores = scores_of(logits, terms, bias)
         log_q = tempered(scores[:, : mix.known], mix.temperature).log_softmax(dim=-1)
-        value, slope = apart(log_q)
+        value, slope = told.apart(log_q, mix)
         share = (1 - mix.labels) * mix.temperature
         loss, slope = share * mix.temperature * value, slope if share == 1 else slope.mul_(share)
         if beyond := scores.shape[1] - mix.known:

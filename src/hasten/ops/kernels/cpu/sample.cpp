@@ -111,6 +111,15 @@ int64_t chosen(const float* logits, int64_t vocabulary, double draw, const Filte
   return inverted(left_of(logits, vocabulary, filters).data(), vocabulary, draw);
 }
 
+// What is left of one row's softmax [V], which sums to 1.
+void shares_of(const float* logits, int64_t vocabulary, const Filters& filters, float* shares) {
+  const auto left = left_of(logits, vocabulary, filters);
+  const __m512 part = all(1.f / sum_of(left));
+  each(vocabulary, [&](int64_t i, auto lanes) {
+    store(shares + i, _mm512_mul_ps(load(left.data() + i, lanes), part), lanes);
+  });
+}
+
 }  // namespace
 
 // logits [B, V] with `stride` numbers from row to row, draws [B] in [0, 1) -> tokens [B].
@@ -119,15 +128,6 @@ extern "C" void sample_tokens(const float* logits, int64_t rows, int64_t stride,
 #pragma omp parallel for schedule(dynamic) if (rows > 1)
   for (int64_t row = 0; row < rows; row++)
     tokens[row] = chosen(logits + row * stride, vocabulary, draws[row], *filters);
-}
-
-// What is left of one row's softmax [V], which sums to 1.
-static void shares_of(const float* logits, int64_t vocabulary, const Filters& filters, float* shares) {
-  const auto left = left_of(logits, vocabulary, filters);
-  const __m512 part = all(1.f / sum_of(left));
-  each(vocabulary, [&](int64_t i, auto lanes) {
-    store(shares + i, _mm512_mul_ps(load(left.data() + i, lanes), part), lanes);
-  });
 }
 
 // The same without a draw: what is left of each row's softmax, [B, V].
