@@ -35,7 +35,7 @@ from training import Results
 from hasten import stages
 from hasten.core.files import write_json
 from hasten.core.runtime import environment
-from hasten.recipe import read
+from hasten.lookup import read
 from hasten.train.load import load_model
 
 ASKED = {"closed": 0.40, "regained": 0.70, "kept": 0.97, "faster": 1.8}

@@ -19,7 +19,8 @@ from hasten.compression.original import Original
 from hasten.core.config import parse
 from hasten.core.files import fingerprint
 from hasten.defaults import filled
-from hasten.recipe import Recipe, read
+from hasten.lookup import read
+from hasten.recipe import Recipe
 from hasten.train.load import load_model
 from hasten.train.run import Summary
 

@@ -20,10 +20,10 @@ from hasten.core.runtime import start as start_runtime
 from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
 from hasten.data.prepare import Prepared
+from hasten.lookup import read
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import build
 from hasten.objective.cross_entropy import CrossEntropy
-from hasten.recipe import read
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.config import TrainConfig
 from hasten.train.engine import Whole

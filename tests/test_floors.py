@@ -16,8 +16,8 @@ FLOORS = [
     {"adapt", "objective", "parallel"},
     {"train", "generate", "compress"},
     {"evaluate", "serve", "report", "plan"},
-    {"__main__", "cli", "verbs", "journey", "stages", "exchange", "overview", "recipe", "recipes", "ledger"}
-    | {"launch", "templates", "assembly", "claim", "compression", "defaults", "trust"},
+    {"__main__", "cli", "verbs", "journey", "stages", "exchange", "overview", "recipe", "recipes", "lookup"}
+    | {"ledger", "launch", "templates", "assembly", "claim", "compression", "defaults", "trust"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -17,7 +17,8 @@ from tasks import TASKS, model_folder
 
 from hasten.data.tasks.corpus import TaskCorpus
 from hasten.evaluate.tasks import Subject, evaluate_task
-from hasten.recipe import Recipe, read
+from hasten.lookup import read
+from hasten.recipe import Recipe
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.load import load_model
 

@@ -8,7 +8,8 @@ from hasten.core.console import say
 from hasten.core.errors import ConfigError
 from hasten.core.files import write_json, write_text
 from hasten.core.runtime import environment
-from hasten.recipe import Recipe, load
+from hasten.lookup import load
+from hasten.recipe import Recipe
 
 RECIPE = "recipe.yaml"
 

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from hasten.core import config
 from hasten.core.errors import ConfigError, HastenError
+from hasten.lookup import load, shipped
 from hasten.model.config import ModelConfig
-from hasten.recipe import Recipe, load, shipped
+from hasten.recipe import Recipe
 from hasten.train.optim import Rates
 
 

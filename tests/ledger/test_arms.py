@@ -12,8 +12,9 @@ from hasten.core.errors import ConfigError
 from hasten.ledger import arms as arms_module
 from hasten.ledger.arms import Arm, make_arms, missing
 from hasten.ledger.techniques import TECHNIQUES, Technique, choose
+from hasten.lookup import read
 from hasten.model.presets import GPT
-from hasten.recipe import Recipe, read
+from hasten.recipe import Recipe
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 DEMO = read("demo", [])

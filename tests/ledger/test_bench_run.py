@@ -16,7 +16,8 @@ from hasten.ledger import machine
 from hasten.ledger.arms import Arm, make_arms
 from hasten.ledger.bench import FIRST_LINES, LEAST_LINES, Rounds, Trial, bench
 from hasten.ledger.figures import WARM_LINES
-from hasten.recipe import Recipe, read
+from hasten.lookup import read
+from hasten.recipe import Recipe
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten.cli import main
 from hasten.core import config
 from hasten.core.errors import ConfigError

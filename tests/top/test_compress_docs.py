@@ -9,11 +9,11 @@ from typing import get_args
 import pytest
 import yaml
 
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten.cli import VERBS
 from hasten.compression.config import CompressConfig, Step
 from hasten.core.config import parse
-from hasten.recipe import find, shipped
+from hasten.lookup import find, shipped
 from hasten.verbs.stages import with_target
 
 DOCS = Path(__file__).parents[2] / "docs"

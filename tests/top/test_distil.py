@@ -14,7 +14,8 @@ from hasten import stages
 from hasten.core.config import dump, parse
 from hasten.core.errors import ConfigError
 from hasten.defaults import filled
-from hasten.recipe import Recipe, find, load
+from hasten.lookup import find, load
+from hasten.recipe import Recipe
 from hasten.train.load import load_model
 
 STEPS = {"steps": 3, "batch_tokens": 256, "log_every": 1}

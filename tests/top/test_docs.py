@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import hasten
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten.cli import VERBS, main
+from hasten.lookup import find, shipped
 from hasten.model.config import ModelConfig
 from hasten.model.interop import save_hugging_face
 from hasten.model.transformer import build
-from hasten.recipe import find, shipped
 from hasten.tokenizer.train import TokenizerConfig, train
 from hasten.verbs.stages import with_target
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_finetune import DECODER, ENCODER, WORDS, chats, labelled, preferred, save_base, spans
 
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten import stages
 from hasten.adapt.lora import adapted_layers
 from hasten.cli import main

@@ -11,14 +11,14 @@ import pytest
 import yaml
 from tiny_finetune import DECODER, ENCODER, save_base
 
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten.cli import main
 from hasten.core.config import dump
 from hasten.data.config import Task
 from hasten.data.tasks.findings import NAMES
 from hasten.evaluate.tasks import source_of
+from hasten.lookup import find, shipped
 from hasten.objective.preference import BETAS
-from hasten.recipe import find, shipped
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ["finetune.md", "finetune.zh-CN.md", "tasks.md", "tasks.zh-CN.md"]

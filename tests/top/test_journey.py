@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from tiny_finetune import DECODER, ENCODER, WORDS, like_its_own, save_base
 
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten.cli import main
 from hasten.core.config import dump
+from hasten.lookup import find, shipped
 from hasten.model.heads import with_classes
-from hasten.recipe import Recipe, find, shipped
+from hasten.recipe import Recipe
 from hasten.train.horizon import Moment
 from hasten.train.restore import best, latest
 from hasten.train.run import Run

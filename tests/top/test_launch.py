@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hasten import recipe as recipes
+from hasten import lookup as recipes
 from hasten.cli import main
 from hasten.core import config
 from hasten.core.errors import ConfigError
@@ -25,8 +25,9 @@ from hasten.launch.agent import Agent
 from hasten.launch.causes import Cause, root_cause
 from hasten.launch.options import LaunchConfig, processes_here, split_words
 from hasten.launch.start import number_of_processes
+from hasten.lookup import find
 from hasten.parallel.config import ParallelConfig
-from hasten.recipe import Recipe, find
+from hasten.recipe import Recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parallel"))
 from launched import environment, hasten, write_recipe

@@ -2,8 +2,8 @@
 
 import pytest
 
+from hasten.lookup import read
 from hasten.overview import costs
-from hasten.recipe import read
 
 
 def rates(name: str, *overrides: str) -> dict[str, float]:

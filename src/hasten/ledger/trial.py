@@ -18,7 +18,7 @@ from hasten.assembly import assemble
 from hasten.core.files import write_json
 from hasten.core.runtime import start
 from hasten.ledger.techniques import TECHNIQUES
-from hasten.recipe import load
+from hasten.lookup import load
 from hasten.train.metrics import read_lines
 
 Lines = list[dict[str, Any]]

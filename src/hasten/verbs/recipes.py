@@ -39,7 +39,7 @@ def init(words: Words) -> None:
     """
     if len(words) not in (1, 2):
         raise ConfigError("hasten init takes a recipe that ships and a file: hasten init demo my.yaml")
-    from hasten.recipe import find
+    from hasten.lookup import find
 
     source, target = find(words[0]), Path(words[1] if len(words) == 2 else f"{Path(words[0]).stem}.yaml")
     if target.exists():

@@ -15,6 +15,6 @@ def recipe_of(words: Words, verb: str) -> "Recipe":
     """The recipe named by the first word, with the rest as overrides."""
     if not words or "=" in words[0]:
         raise ConfigError(f"hasten {verb} needs a recipe first: hasten {verb} demo, or hasten {verb} my.yaml")
-    from hasten import recipe
+    from hasten import lookup
 
-    return recipe.read(words[0], list(words[1:]))
+    return lookup.read(words[0], list(words[1:]))
