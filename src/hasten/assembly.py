@@ -1,15 +1,19 @@
 """From a recipe to a training that is ready to begin: its data and its model, both checked."""
 
 import shutil
+from dataclasses import replace
 from math import ceil
 
 from hasten.claim import claim
+from hasten.core.errors import ConfigError
 from hasten.core.files import fingerprint
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
 from hasten.data.prepare import RECORD, Prepared
 from hasten.data.tasks.corpus import TaskCorpus
 from hasten.data.tasks.dialogues import SpokenEncoding
+from hasten.evaluate.during import scoring
+from hasten.evaluate.tasks import Subject
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
@@ -25,6 +29,7 @@ from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
 from hasten.train.begin import beginning
 from hasten.train.engine import choose_precision
+from hasten.train.look import Probe
 from hasten.train.reference import reference
 from hasten.train.run import Run
 from hasten.train.spoken import Spoken
@@ -69,6 +74,9 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
     if isinstance(encoding, SpokenEncoding):  # how a model of conversations is to be asked
         notes[TEMPLATE] = encoding.template
     model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision, start)
+    probes = probes_of(
+        recipe, Subject(model, tokenizer, prepared, recipe.text, recipe.evaluate), grid, precision
+    )
     if runtime.rank == 0:
         claim(recipe)  # once nothing can be refused: a folder that is claimed belongs to this recipe
         if checks is not None:
@@ -96,12 +104,32 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
         objective=objective,
         corpus=corpus,
         validation=validation,
+        probes=probes,
         runtime=runtime,
         tokenizer=prepared.tokenizer,
         parent=prepared.folder.name,
         started=started,
         notes=notes,
     )
+
+
+def probes_of(recipe: Recipe, subject: Subject, grid: Grid, precision: str) -> list[Probe]:
+    """What looks at the model beside validation: the score of its task, where that is asked for."""
+    if not recipe.evaluate.during_training:
+        return []
+    spread = [axis for axis, degree in grid.degrees.items() if degree > 1 and axis != "data"]
+    if spread:
+        raise ConfigError(
+            f"evaluate.during_training writes with the whole model, which parallel.{spread[0]} spreads over"
+            " processes; leave it out, and train.metric=score"
+        )
+    if not subject.prepared.splits.get("validation"):
+        raise ConfigError(
+            "evaluate.during_training scores examples of the validation split, which has none; give"
+            " data.split.validation a share, or leave it out"
+        )
+    subject = replace(subject, base=recipe.base_folder, most=recipe.evaluate.during_training)
+    return [scoring(subject, recipe.train.validate_every, bf16=precision != "fp32")]
 
 
 def teaching_of(

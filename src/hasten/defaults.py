@@ -21,6 +21,8 @@ METRICS = {
     "preferences": "validation_accuracy",
 }
 """By which checkpoint is the best, where it is not the loss."""
+DURING = 64
+"""Examples that are scored while training goes on, where that says which checkpoint is the best."""
 OPTIMIZER = {"kind": "adamw", "learning_rate": "auto", "weight_decay": 0.01, "betas": [0.9, 0.999]}
 SCHEDULE = {"kind": "linear", "warmup_steps": 20}
 
@@ -31,11 +33,11 @@ def filled(recipe: dict[str, Any]) -> dict[str, Any]:
     objective = result.get("objective", {})
     if isinstance(objective, Mapping):
         result["objective"] = {"kind": OBJECTIVES.get(task or "", CROSS_ENTROPY), **objective}
-    if not task and not recipe.get("base"):
-        return result
-    train = result.get("train", {})
-    if isinstance(train, Mapping):
+    train, evaluate = result.get("train", {}), result.get("evaluate", {})
+    if isinstance(train, Mapping) and (task or recipe.get("base")):
         result["train"] = trained(dict(train), task, continues(recipe, task))
+    if isinstance(train, Mapping) and train.get("metric") == "score" and isinstance(evaluate, Mapping):
+        result["evaluate"] = {"during_training": DURING, **evaluate}
     return result
 
 

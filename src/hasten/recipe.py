@@ -103,6 +103,8 @@ class Recipe(Config):
             raise ValueError(
                 "train.keep_zeros keeps those of a pruned base; write base: path/to/it, no adapt"
             )
+        if self.train.metric == "score" and not self.evaluate.during_training:
+            raise ValueError("train.metric is score; write evaluate.during_training: 64, or another metric")
         plain = ModelConfig()
         own = {
             name for name in self.model.model_fields_set if getattr(self.model, name) != getattr(plain, name)

@@ -94,7 +94,7 @@ def test_automatic_validation_costs_at_most_a_twentieth_of_the_time(tmp_path: Pa
     looks = Looks(Validation(corpus, CPU, max_tokens=64, micro_rows=2), "auto", [])
     assert looks.due(at(0, 0.0, elapsed=0.1), 0.0) == [VALIDATION], "the first is free"
     looks.take(VALIDATION, engine(32), engine(32).model, at(0, 0.0), leads=True)
-    looks.seconds[VALIDATION], looks.spent = 4.0, 4.0
+    looks.seconds[VALIDATION], looks.spent[VALIDATION] = 4.0, 4.0
     assert looks.due(at(10, 0.5, elapsed=159.0), 0.0) == []
     assert looks.due(at(10, 0.5, elapsed=161.0), 0.0) == [VALIDATION]
     assert looks.due(at(19, 0.96, elapsed=999.0), 0.0) == [], "the last is near"
@@ -106,7 +106,7 @@ def test_the_first_validation_is_not_held_against_the_next(tmp_path: Path) -> No
     corpus = Corpus(write_corpus(tmp_path / "data"), "validation", ROW_TOKENS, 0)
     looks = Looks(Validation(corpus, CPU, max_tokens=64, micro_rows=2), "auto", [])
     looks.take(VALIDATION, engine(32), engine(32).model, at(0, 0.0), leads=True)
-    assert looks.spent == 0
+    assert not looks.spent
     for measured, expected in ((100.0, 0.4 * 64), (0.01, 0.2 * 64), (0.3 * 64, 0.3 * 64)):
         looks.seconds[VALIDATION] = measured
         assert looks.estimate_all(token_seconds=1.0) == pytest.approx(expected)

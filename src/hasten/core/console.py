@@ -35,6 +35,10 @@ class Progress:
             self.shown = now
             self.draw()
 
+    def add(self, more: float) -> None:
+        """Note that so much more is done."""
+        self.update(self.done + more, **self.figures)
+
     def draw(self) -> None:
         """Show the line as it stands."""
         if self.live:

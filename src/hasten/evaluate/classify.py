@@ -5,7 +5,7 @@ Letters in shapes: N examples, C classes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from hasten.evaluate.interval import NORMAL_95
 from hasten.evaluate.packed import PackedRows, packed_rows, states
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.horizon import Every
 
 
 class ClassificationConfig(Config):
@@ -268,20 +267,3 @@ def mistakes(answers: Answers, names: Sequence[str]) -> list[Mistake]:
 def as_record(score: ClassificationScore, split: str) -> dict[str, Any]:
     """What evaluation.json holds of a classification."""
     return {"split": split, **asdict(score)}
-
-
-@dataclass(frozen=True)
-class ClassificationProbe:
-    """A look during training: accuracy and macro-F1 on some texts."""
-
-    classifier: Classifier
-    records: Sequence[Record]
-    every: Every
-    name: str = "classification"
-
-    def __call__(self, model: Transformer, step: int) -> dict[str, float]:
-        """The figures of the model as it is now."""
-        score = score_labelled(
-            replace(self.classifier, model=model), self.records, ClassificationConfig(mistakes=0)
-        )
-        return {"accuracy": score.accuracy, "macro_f1": score.macro_f1}

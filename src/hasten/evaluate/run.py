@@ -88,6 +88,11 @@ class EvaluateConfig(Config):
     problems: Path | None = Field(
         None, description="what programs are written for: a file of MBPP or HumanEval"
     )
+    during_training: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="so many examples of the validation split are answered and scored each time that training"
+        " validates; 64 where train.metric is score",
+    )
     max_rows: Positive | None = Field(
         None, description="of conversations: answer the first so many; null: all"
     )

@@ -1,10 +1,14 @@
 """Drawing by name: the same choice whatever the order, and whatever else there is to choose from."""
 
 import hashlib
+import random
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 from hasten.data.source import Document
+
+T = TypeVar("T")
 
 
 def draw(seed: int, name: str) -> bytes:
@@ -21,3 +25,10 @@ def sample(documents: Sequence[Document], max_bytes: int | None, seed: int) -> l
     return [
         documents[i] for i in sorted(i for i, size in zip(order, before, strict=False) if size < max_bytes)
     ]
+
+
+def drawn(items: Sequence[T], most: int | None, seed: int) -> list[T]:
+    """`most` of the items in their own order; all of them where it is None, or no fewer than there are."""
+    if most is None or most >= len(items):
+        return list(items)
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), most))]

@@ -10,7 +10,7 @@ an answer.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,6 @@ from hasten.evaluate.packed import PackedRows, packed_rows, states
 from hasten.model.shape import SPAN_CLASSES
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
-from hasten.train.horizon import Every
 
 LEAST = -math.inf
 
@@ -251,18 +250,3 @@ def as_record(score: SpansScore, split: str) -> dict[str, Any]:
     """What evaluation.json holds of answers found in texts."""
     values = asdict(score)
     return {"split": split, **values.pop("answers"), **values}
-
-
-@dataclass(frozen=True)
-class SpansProbe:
-    """A look during training: exact match and F1 on some questions, in percent."""
-
-    finder: AnswerFinder
-    records: Sequence[Record]
-    every: Every
-    name: str = "answers"
-
-    def __call__(self, model: Transformer, step: int) -> dict[str, float]:
-        """The figures of the model as it is now."""
-        score = score_spans(replace(self.finder, model=model), self.records, ExtractionConfig(examples=0))
-        return {"exact": score.answers.exact, "f1": score.answers.f1}

@@ -22,6 +22,7 @@ from hasten.evaluate import classify, spans
 from hasten.evaluate.classify import Classifier, class_names, score_labelled
 from hasten.evaluate.programs import read_problems
 from hasten.evaluate.run import EvaluateConfig, kept
+from hasten.evaluate.sample import drawn
 from hasten.evaluate.spans import AnswerFinder, score_spans
 from hasten.evaluate.supervised import score_preferences, score_supervised
 from hasten.evaluate.written import Asked, score_written
@@ -43,6 +44,7 @@ class Subject:
     config: EvaluateConfig
     base: Path | None = None
     objective: Preference | None = None
+    most: int | None = None  # measure on so many records at most, drawn by the seed; None: on all
 
     @property
     def bf16(self) -> bool:
@@ -60,7 +62,7 @@ class Subject:
     @cached_property
     def held_out(self) -> list[Record]:
         """The records to measure on."""
-        found = self.records(self.config.split)
+        found = drawn(self.records(self.config.split), self.most, self.config.seed)
         if not found:
             raise DataError(
                 f"there is no row in the {self.config.split} split to evaluate on; give data.split a share,"
@@ -110,17 +112,8 @@ def evaluate_task(
 
 def classified(subject: Subject, task: LabelledConfig) -> dict[str, Any]:
     """{"classification": ...}."""
-    names = class_names(subject.model, task)
-    place = (
-        subject.model,
-        subject.tokenizer,
-        task,
-        names,
-        subject.data.row_tokens,
-        subject.config.batch_tokens,
-    )
     score = score_labelled(
-        Classifier(*place, bf16=subject.bf16),
+        classifier_of(subject, task),
         subject.held_out,
         subject.config.classification,
         validation=subject.others(),
@@ -128,18 +121,28 @@ def classified(subject: Subject, task: LabelledConfig) -> dict[str, Any]:
     return {"classification": classify.as_record(score, subject.config.split)}
 
 
+def classifier_of(subject: Subject, task: LabelledConfig) -> Classifier:
+    """What tells the classes of the task apart."""
+    names, sizes = class_names(subject.model, task), (subject.data.row_tokens, subject.config.batch_tokens)
+    return Classifier(subject.model, subject.tokenizer, task, names, *sizes, bf16=subject.bf16)
+
+
 def extracted(subject: Subject, task: SpansConfig) -> dict[str, Any]:
     """{"answers": ...}."""
-    place = subject.model, subject.tokenizer, task, subject.data.row_tokens, subject.config.batch_tokens
-    finder = AnswerFinder(*place, bf16=subject.bf16)
     score = score_spans(
-        finder,
+        finder_of(subject, task),
         subject.held_out,
         subject.config.extraction,
         validation=subject.others(),
         unanswerable=bool(subject.prepared.learnt.get("unanswerable")),
     )
     return {"answers": spans.as_record(score, subject.config.split)}
+
+
+def finder_of(subject: Subject, task: SpansConfig) -> AnswerFinder:
+    """What finds answers."""
+    sizes = subject.data.row_tokens, subject.config.batch_tokens
+    return AnswerFinder(subject.model, subject.tokenizer, task, *sizes, bf16=subject.bf16)
 
 
 def preferred(subject: Subject) -> dict[str, Any]:

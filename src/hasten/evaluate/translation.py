@@ -23,7 +23,6 @@ from hasten.core.errors import DataError, MissingExtraError
 from hasten.data.pairs import Pair
 from hasten.evaluate.interval import half_interval_of
 from hasten.evaluate.language import LanguageScore, TokenScores, score_targets, summarise
-from hasten.generate.completion import Row
 from hasten.generate.config import GenerateConfig
 from hasten.generate.engine import checked_source, generate, start_of
 from hasten.generate.source_cache import rectangle
@@ -104,16 +103,11 @@ def score_translations(
     """Translate every source of `pairs`; DataError where there is none, or the model cannot read one."""
     check_any(pairs)
     began = time.monotonic()
+    sources = [pair.source for pair in pairs]
     with Progress("translate", len(pairs), "sentences") as progress:
-        done = 0
-
-        def show(rows: Sequence[Row]) -> None:
-            nonlocal done
-            done += len(rows)
-            progress.update(done)
-
-        sources = [pair.source for pair in pairs]
-        written = generate(model, tokenizer, sources, config.settings(), on_done=show)
+        written = generate(
+            model, tokenizer, sources, config.settings(), on_done=lambda rows: progress.add(len(rows))
+        )
     seconds = time.monotonic() - began
     texts, references = [completion.text for completion in written], [pair.target for pair in pairs]
     words = words_of(references) if config.words == "auto" else config.words

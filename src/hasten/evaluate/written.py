@@ -123,7 +123,8 @@ def score_written(
     if not asked:
         raise DataError("there is nothing to write an answer to; give the split that is evaluated a share")
     began = time.monotonic()
-    written = write(model, tokenizer, asked, config)
+    with Progress("write", len(asked) * config.samples, "texts") as progress:
+        written = write(model, tokenizer, asked, config, progress.add)
     seconds = time.monotonic() - began
     judged = judge([completion.text for completion in written], asked, config)
     tokens = sum(len(completion.tokens) for completion in written)
@@ -141,9 +142,13 @@ def score_written(
 
 
 def write(
-    model: Transformer, tokenizer: Tokenizer, asked: Sequence[Asked], config: WrittenConfig
+    model: Transformer,
+    tokenizer: Tokenizer,
+    asked: Sequence[Asked],
+    config: WrittenConfig,
+    told: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """`config.samples` texts for each of `asked`, one after the other."""
+    """`config.samples` texts for each of `asked`, one after the other; `told` hears of so many more."""
     if not isinstance(model, Decoder | Seq2Seq):
         raise ConfigError("this model is an encoder: it reads text and writes none; take another checkpoint")
     check_vocabulary(model, tokenizer)
@@ -153,15 +158,8 @@ def write(
         for one in asked
         for sample in range(config.samples)
     ]
-    with Progress("write", len(rows), "texts") as progress:
-        done = 0
-
-        def show(some: Sequence[Row]) -> None:
-            nonlocal done
-            done += len(some)
-            progress.update(done)
-
-        grow(model, rows, settings, tokenizer.vocab_size, show)
+    on_done = None if told is None else (lambda some: told(len(some)))
+    grow(model, rows, settings, tokenizer.vocab_size, on_done)
     return [row.completion() for row in rows]
 
 

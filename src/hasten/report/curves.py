@@ -111,11 +111,10 @@ def loss_curves(runs: Sequence[RunFiles]) -> list[Curve]:
     return curves
 
 
-def validation_curves(runs: Sequence[RunFiles], figure: str) -> list[Curve]:
-    """One figure of the validations, a curve for each run."""
+def look_curves(runs: Sequence[RunFiles], kind: str, figure: str) -> list[Curve]:
+    """One figure of the looks of a kind, a curve for each run."""
     return present(
-        read_curve(run, "validation", figure, label=run.name, series=i, style="marked")
-        for i, run in enumerate(runs)
+        read_curve(run, kind, figure, label=run.name, series=i, style="marked") for i, run in enumerate(runs)
     )
 
 

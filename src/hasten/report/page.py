@@ -20,7 +20,7 @@ from hasten.report.chart import HEIGHT, WIDTH, Chart, make_chart
 from hasten.report.checks import drawn as read_samples
 from hasten.report.compression import compression_rows, make_picture
 from hasten.report.confusion import Confusion, make_confusion
-from hasten.report.curves import AXES, figure_curves, loss_curves, validation_curves
+from hasten.report.curves import AXES, figure_curves, look_curves, loss_curves
 from hasten.report.excerpts import marked, shortened
 from hasten.report.files import RunFiles, read_runs
 from hasten.report.frame import Language, page_environment, render_page, translated
@@ -123,9 +123,10 @@ def charts(runs: Sequence[RunFiles]) -> list[Chart]:
         make_chart(
             "validation_accuracy",
             "",
-            validation_curves(runs, "validation_accuracy"),
+            look_curves(runs, "validation", "validation_accuracy"),
             label=percents,
         ),
+        make_chart("task_score", "of_hundred", look_curves(runs, "score", "score")),
         make_chart("learning_rate", "", figure_curves(runs, "learning_rate", smooth=False), zero=True),
         make_chart("grad_norm", "before_clipping", figure_curves(runs, "grad_norm", smooth=True), zero=True),
         make_chart(

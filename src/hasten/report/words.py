@@ -161,6 +161,8 @@ WORDS: dict[str, Words] = {
     "of_them_trained": ("{} of them trained", "其中训练 {}"),
     "of_all": ("{} of {} ({})", "{}，共 {}（{}）"),
     "validation_accuracy": ("Validation accuracy", "验证准确率"),
+    "task_score": ("Score on validation examples", "验证样本上的得分"),
+    "of_hundred": ("of 100", "满分 100"),
     "answers_loss": ("Loss of answers", "回答的损失"),
     "answers_loss_intro": (
         "Answers that took no part in training, each after its prompt; the prompt carries no loss.",

@@ -59,11 +59,13 @@ class TrainConfig(Config):
     validation_tokens: PositiveInt = Field(
         default=32_768, description="at most so many tokens of the validation split"
     )
-    metric: Literal["validation_loss", "validation_accuracy"] = Field(
-        default="validation_loss", description="which figure says which checkpoint is the best"
+    metric: Literal["validation_loss", "validation_accuracy", "score"] = Field(
+        default="validation_loss",
+        description="which figure says which checkpoint is the best; score: the task's own, such as BLEU, on"
+        " evaluate.during_training examples",
     )
     patience: PositiveInt | None = Field(
-        default=None, description="stop after so many validations in a row without a better figure"
+        default=None, description="stop after so many looks in a row without a better figure"
     )
     checkpoint_every: Every = Field(
         default="auto", description="steps; auto: every five minutes and ten times a run"

@@ -44,7 +44,7 @@ class Journal:
         if not self.leads:
             return
         self.log.write(step, kind, figures)
-        spelt = {"loss": ".3f", "validation_loss": ".3f", "validation_accuracy": ".1%"}
+        spelt = {"loss": ".3f", "validation_loss": ".3f", "validation_accuracy": ".1%", "score": ".1f"}
         spelt |= {"tokens_per_second": ",.0f", "mfu": ".0%"}
         words = {"validation_accuracy": "accuracy", "tokens_per_second": "tokens/s", "mfu": "MFU"}
         for name, spelling in spelt.items():

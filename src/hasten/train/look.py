@@ -11,9 +11,10 @@ from hasten.train.engine import Engine
 from hasten.train.horizon import Cadence, Every, Moment
 from hasten.train.validate import Validation
 
-VALIDATION = "validation"
-VALIDATION_SHARE = 0.05
-"""Of the time so far, that `validate_every: auto` may spend on validation between the first and the last."""
+VALIDATION, SCORE = "validation", "score"
+"""The looks that the best checkpoint may be chosen by (`TrainConfig.metric`)."""
+SHARE = 0.05
+"""Of the time so far, that a look whose `every` is auto may take between the first and the last."""
 FORWARD_SHARE = 0.2, 0.4
 """Least and most of a training step's time that the forward pass of as many tokens takes; in theory 1/3."""
 
@@ -21,8 +22,11 @@ FORWARD_SHARE = 0.2, 0.4
 class Probe(Protocol):
     """Something that looks at the model now and then; it may not change it."""
 
-    name: str
-    every: Every
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def every(self) -> Every: ...
 
     def __call__(self, model: Transformer, step: int) -> Mapping[str, Any]:
         """Figures for metrics.jsonl, in a line of kind `name`; the model is in evaluation mode."""
@@ -39,7 +43,7 @@ class Looks:
         if validation is not None:
             self.cadences = {VALIDATION: Cadence(every), **self.cadences}
         self.seconds: dict[str, float] = {}  # of each look, the last time
-        self.spent = 0.0  # seconds on validation since the first
+        self.spent: dict[str, float] = {}  # seconds on each since its first
 
     def due(self, moment: Moment, token_seconds: float) -> list[str]:
         """The names of the looks to take now; training on a token takes `token_seconds`."""
@@ -50,13 +54,13 @@ class Looks:
         ]
 
     def affordable(self, name: str, moment: Moment, token_seconds: float) -> bool:
-        """Whether one more validation keeps to its share of the time, where that is asked for."""
+        """Whether one more look keeps to its share of the time, where that is asked for."""
         cadence = self.cadences[name]
-        if name != VALIDATION or cadence.every != "auto" or cadence.last_step < 0 or moment.ended:
+        if cadence.every != "auto" or cadence.last_step < 0 or moment.ended:
             return True
-        if moment.progress > 1 - VALIDATION_SHARE:
+        if moment.progress > 1 - SHARE:
             return False  # the last one is near
-        return self.spent + self.estimate(name, token_seconds) <= VALIDATION_SHARE * moment.elapsed
+        return self.spent.get(name, 0.0) + self.estimate(name, token_seconds) <= SHARE * moment.elapsed
 
     def estimate(self, name: str, token_seconds: float) -> float:
         """How many seconds a look will take: as many as last time, and for validation what steps now allow.
@@ -84,8 +88,8 @@ class Looks:
         else:
             figures = self.ask(self.probes[name], model, moment.step) if leads else {}
         self.seconds[name] = time.monotonic() - began
-        if name == VALIDATION and self.cadences[name].last_step >= 0:
-            self.spent += self.seconds[name]
+        if self.cadences[name].last_step >= 0:
+            self.spent[name] = self.spent.get(name, 0.0) + self.seconds[name]
         self.cadences[name] = self.cadences[name].done(moment)
         return figures
 

@@ -29,7 +29,7 @@ from hasten.train.engine import pinned
 from hasten.train.engines import make_engine
 from hasten.train.horizon import Moment
 from hasten.train.journal import Journal
-from hasten.train.look import VALIDATION, Looks, Probe
+from hasten.train.look import SCORE, VALIDATION, Looks, Probe
 from hasten.train.memory import peak_memory
 from hasten.train.metrics import Window
 from hasten.train.optim import Optimizer, Rates
@@ -46,6 +46,10 @@ from hasten.train.warm import remember
 from hasten.train.watchdog import Watchdog
 
 CHECKPOINT = "checkpoint"
+JUDGED = {"validation_loss": VALIDATION, "validation_accuracy": VALIDATION, "score": SCORE}
+"""The look that has the figure that says which checkpoint is the best."""
+WHOLE = {"validation_accuracy": 1.0, "score": 100.0}
+"""Of those figures that should be high, the most that there can be."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Summary:
     seconds: float
     skipped: int  # steps that were not finite
     rollbacks: int
-    validation: dict[str, float]  # the last figures
+    validation: dict[str, float]  # the last figures, a score among them
     times: dict[str, float]  # seconds of each of `times.PARTS`, which add up to `seconds`
     peak_memory: int  # bytes: a GPU's for tensors, else all that the process held
     completed: bool  # False: asked to stop before the end
@@ -364,9 +368,9 @@ class Run:
         )
 
     def metric(self) -> float | None:
-        """What of the last validation the best checkpoint has least of: loss, or wrong guesses."""
-        figure = self.state.validation.get(self.config.metric)
-        return 1 - figure if figure is not None and self.config.metric == "validation_accuracy" else figure
+        """What of the last look the best checkpoint has least of: loss, wrong guesses, points missed."""
+        figure, whole = self.state.validation.get(self.config.metric), WHOLE.get(self.config.metric)
+        return figure if figure is None or whole is None else whole - figure
 
     def state_to_save(self) -> dict[str, Any]:
         """Where the run stands, as `load` wants it."""
@@ -378,8 +382,10 @@ class Run:
     def look(self, name: str, moment: Moment) -> None:
         """Take a look and write down what was seen."""
         figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
-        if name == VALIDATION:
-            self.state.validation = dict(figures)
+        if name in JUDGED.values():  # what rank 0 alone has seen, all are to stop by
+            figures = self.agreement.led(dict(figures) if self.leads else None)
+            self.state.validation |= figures
+        if name == JUDGED[self.config.metric]:
             if self.config.metric not in figures:
                 raise ConfigError(
                     f"train.metric is {self.config.metric}, and here nothing is right or wrong; write"

@@ -27,15 +27,15 @@ class State:
     finished: float | None = None  # the horizon's total, once it was reached
     validation: dict[str, float] = field(default_factory=dict)  # the last figures
     validated: int = -1  # the step of these figures
-    best: float | None = None  # the least metric of all validations
-    worse: int = 0  # validations in a row, up to now, that had none better
+    best: float | None = None  # the least metric of all looks
+    worse: int = 0  # looks in a row, up to now, that had none better
     window: dict[str, Any] = field(default_factory=dict)
     cadences: dict[str, dict[str, Any]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)  # seconds of a save and of each look
     times: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run (train/times.py)
 
     def judge(self, metric: float | None) -> None:
-        """Note a validation."""
+        """Note a look that counts."""
         if metric is not None and (self.best is None or metric < self.best):
             self.best, self.worse = metric, 0
         else:
