@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from hasten.core.errors import ConfigError
 from hasten.model.transformer import Transformer
 from hasten.train.engine import Engine
 from hasten.train.horizon import Cadence, Every, Moment
 from hasten.train.validate import Validation
 
 VALIDATION, SCORE = "validation", "score"
-"""The looks that the best checkpoint may be chosen by (`TrainConfig.metric`)."""
 SHARE = 0.05
 """Of the time so far, that a look whose `every` is auto may take between the first and the last."""
 FORWARD_SHARE = 0.2, 0.4
@@ -31,6 +32,34 @@ class Probe(Protocol):
     def __call__(self, model: Transformer, step: int) -> Mapping[str, Any]:
         """Figures for metrics.jsonl, in a line of kind `name`; the model is in evaluation mode."""
         ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a look as something that the best checkpoint has least of: loss, or what is missed."""
+
+    name: str
+    look: str
+    whole: float | None = None  # of a figure that should be high, the most that there can be
+
+    def of(self, figures: Mapping[str, Any]) -> float:
+        """The figure among those of its look, the lower the better; ConfigError where it is not there."""
+        if self.name not in figures:
+            raise ConfigError(
+                f"train.metric is {self.name}, and here nothing is right or wrong; write validation_loss"
+            )
+        return float(figures[self.name]) if self.whole is None else self.whole - float(figures[self.name])
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("validation_loss", VALIDATION),
+        Metric("validation_accuracy", VALIDATION, 1.0),
+        Metric("score", SCORE, 100.0),
+    )
+}
+"""What `TrainConfig.metric` may name."""
 
 
 class Looks:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hasten.core.batch import Batch
-from hasten.core.errors import ConfigError, HastenError
+from hasten.core.errors import HastenError
 from hasten.core.runtime import Runtime
 from hasten.data.corpus import Corpus
 from hasten.data.prefetch import Prefetch
@@ -29,7 +29,7 @@ from hasten.train.engine import pinned
 from hasten.train.engines import make_engine
 from hasten.train.horizon import Moment
 from hasten.train.journal import Journal
-from hasten.train.look import SCORE, VALIDATION, Looks, Probe
+from hasten.train.look import METRICS, SCORE, VALIDATION, Looks, Probe
 from hasten.train.memory import peak_memory
 from hasten.train.metrics import Window
 from hasten.train.optim import Optimizer, Rates
@@ -46,10 +46,6 @@ from hasten.train.warm import remember
 from hasten.train.watchdog import Watchdog
 
 CHECKPOINT = "checkpoint"
-JUDGED = {"validation_loss": VALIDATION, "validation_accuracy": VALIDATION, "score": SCORE}
-"""The look that has the figure that says which checkpoint is the best."""
-WHOLE = {"validation_accuracy": 1.0, "score": 100.0}
-"""Of those figures that should be high, the most that there can be."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +125,7 @@ class Run:
         self.optimizer = Optimizer(
             model, config.optimizer, self.rates, self.arrangement, keep_zeros=config.keep_zeros
         )
+        self.metric = METRICS[config.metric]
         self.looks = Looks(self.open_validation(validation), config.validate_every, probes)
         self.agreement = Agreement(runtime)
         self.leads = self.agreement.leads
@@ -362,15 +359,10 @@ class Run:
             optimizer=self.optimizer,
             state=self.state_to_save(),
             tokenizer=self.tokenizer,
-            metric=self.metric() if self.state.validated == self.state.step else None,
+            metric=self.state.judged,
             parent=self.parent,
             notes=self.notes,
         )
-
-    def metric(self) -> float | None:
-        """What of the last look the best checkpoint has least of: loss, wrong guesses, points missed."""
-        figure, whole = self.state.validation.get(self.config.metric), WHOLE.get(self.config.metric)
-        return figure if figure is None or whole is None else whole - figure
 
     def state_to_save(self) -> dict[str, Any]:
         """Where the run stands, as `load` wants it."""
@@ -382,17 +374,11 @@ class Run:
     def look(self, name: str, moment: Moment) -> None:
         """Take a look and write down what was seen."""
         figures = self.looks.take(name, self.engine, self.model, moment, self.leads)
-        if name in JUDGED.values():  # what rank 0 alone has seen, all are to stop by
+        if name in (VALIDATION, SCORE):  # what rank 0 alone has seen, all are to stop by
             figures = self.agreement.led(dict(figures) if self.leads else None)
             self.state.validation |= figures
-        if name == JUDGED[self.config.metric]:
-            if self.config.metric not in figures:
-                raise ConfigError(
-                    f"train.metric is {self.config.metric}, and here nothing is right or wrong; write"
-                    " validation_loss"
-                )
-            self.state.validated = self.state.step
-            self.state.judge(self.metric())
+        if name == self.metric.look:
+            self.state.judge(self.metric.of(figures))
         if figures:
             self.journal.write(moment.step, name, {**figures, **self.place()})
 

@@ -26,20 +26,27 @@ class State:
     rollbacks: int = 0
     finished: float | None = None  # the horizon's total, once it was reached
     validation: dict[str, float] = field(default_factory=dict)  # the last figures
-    validated: int = -1  # the step of these figures
-    best: float | None = None  # the least metric of all looks
+    figure: float | None = None  # what was last judged by (`TrainConfig.metric`), the lower the better
+    figured: int = -1  # the step of this figure
+    best: float | None = None  # the least figure of all
     worse: int = 0  # looks in a row, up to now, that had none better
     window: dict[str, Any] = field(default_factory=dict)
     cadences: dict[str, dict[str, Any]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)  # seconds of a save and of each look
     times: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run (train/times.py)
 
-    def judge(self, metric: float | None) -> None:
-        """Note a look that counts."""
-        if metric is not None and (self.best is None or metric < self.best):
-            self.best, self.worse = metric, 0
+    def judge(self, figure: float) -> None:
+        """Note what the run is judged by, the lower the better."""
+        self.figure, self.figured = figure, self.step
+        if self.best is None or figure < self.best:
+            self.best, self.worse = figure, 0
         else:
             self.worse += 1
+
+    @property
+    def judged(self) -> float | None:
+        """The figure of the weights as they are now; None where nobody has looked since."""
+        return self.figure if self.figured == self.step else None
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` needs."""
