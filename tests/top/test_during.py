@@ -14,6 +14,7 @@ from hasten import lookup as recipes
 from hasten import stages
 from hasten.core.errors import ConfigError
 from hasten.recipe import Recipe
+from hasten.report.summary import summary as figures_of_run
 from hasten.train.restore import best, read_tensors
 
 WRITTEN = {"metric": "bleu", "words": "char", "max_new_tokens": 8}
@@ -147,7 +148,9 @@ def test_the_best_checkpoint_is_that_of_the_best_score_and_patience_goes_by_it(t
     chosen = best(tmp_path / "run/checkpoints")
     assert chosen is not None
     note = json.loads((chosen / "manifest.json").read_text())["note"]
-    assert note["metric"] == 100 - max(line["score"] for line in scores(tmp_path / "run"))
+    highest = max(line["score"] for line in scores(tmp_path / "run"))
+    assert note["metric"] == 100 - highest
+    assert figures_of_run(tmp_path / "run")["best_score"] == highest
 
 
 def test_the_rule_fills_in_how_many_examples_are_scored(tmp_path, byte_tokenizer):

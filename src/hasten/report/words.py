@@ -162,6 +162,7 @@ WORDS: dict[str, Words] = {
     "of_all": ("{} of {} ({})", "{}，共 {}（{}）"),
     "validation_accuracy": ("Validation accuracy", "验证准确率"),
     "task_score": ("Score on validation examples", "验证样本上的得分"),
+    "best_score": ("Best score on validation examples", "验证样本上的最佳得分"),
     "of_hundred": ("of 100", "满分 100"),
     "answers_loss": ("Loss of answers", "回答的损失"),
     "answers_loss_intro": (
