@@ -231,3 +231,15 @@ def test_equal_texts_stay_together_and_all_text_is_told():
         task.key(one) == task.key(two) != task.key(task.record({"text": "ab", "other": "c", "label": "no"}))
     )
     assert task.texts(one) == ["a", "b"]
+
+
+def test_groups_of_finer_labels_are_learnt_from_the_rows():
+    task = config(label_field="kind", group_field="topic")
+    rows = [{"text": "t", "kind": kind, "topic": kind[0]} for kind in ("a1", "b1", "a2")]
+    learnt = task.survey([task.record(row) for row in rows])
+    assert learnt == {"labels": ["a1", "a2", "b1"], "groups": {"a1": "a", "a2": "a", "b1": "b"}}
+    assert "groups" not in config(label_field="kind").survey([task.record(row) for row in rows])
+    with pytest.raises(DataError, match="'a1' is of the group 'a' in one row and of 'b' in another"):
+        task.survey([task.record(row) for row in [*rows, {"text": "u", "kind": "a1", "topic": "b"}]])
+    with pytest.raises(RowError, match="has no column 'topic'"):
+        task.record({"text": "t", "kind": "a1"})

@@ -225,3 +225,31 @@ def test_nothing_to_score_and_unknown_labels_are_refused():
         score_labelled(made(), [])
     with pytest.raises(DataError, match="label 'cow' is none of the 3 classes"):
         score_labelled(made(), [{"text": "the cow", "label": "cow"}])
+
+
+GROUPS = {"bird": "wings", "cat": "legs", "dog": "legs"}
+
+
+def test_groups_are_as_likely_as_their_labels_together():
+    rows = [{**record, "group": GROUPS[record["label"]]} for record in records(40)]
+    plain, grouped = made(), made(groups=GROUPS)
+    fine, coarse = plain.answers(rows), grouped.answers(rows)
+    probabilities = np.exp(fine.logits) / np.exp(fine.logits).sum(axis=1, keepdims=True)
+    expected = np.stack([probabilities[:, [1, 2]].sum(axis=1), probabilities[:, 0]], axis=1)
+    found = np.exp(coarse.logits) / np.exp(coarse.logits).sum(axis=1, keepdims=True)
+    assert grouped.names == ["legs", "wings"] and np.allclose(found, expected, atol=1e-12)
+    score = score_labelled(grouped, rows)
+    right = [
+        grouped.names[int(p.argmax())] == record["group"] for p, record in zip(expected, rows, strict=True)
+    ]
+    assert score.accuracy == np.mean(right) and len(score.confusion) == 2
+    assert score.finer is not None
+    assert (score.finer.labels, score.finer.accuracy) == (3, score_labelled(plain, rows).accuracy)
+    json.dumps(as_record(score, "test"), allow_nan=False)
+
+
+def test_a_label_without_a_group_or_of_two_is_refused():
+    with pytest.raises(DataError, match="no training row says which group the label 'dog' is of"):
+        made(groups={"bird": "wings", "cat": "legs"}).answers(records(3))
+    with pytest.raises(DataError, match="is of the group 'legs' in one row and of 'wings'"):
+        made(groups=GROUPS).answers([{"text": "the cat", "label": "cat", "group": "wings"}])

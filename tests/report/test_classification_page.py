@@ -11,7 +11,7 @@ import pytest
 
 from hasten.core.files import write_json
 from hasten.evaluate.calibration import Bin, Calibration
-from hasten.evaluate.classify import ClassificationScore, ClassScore, Mistake, Tempered
+from hasten.evaluate.classify import ClassificationScore, ClassScore, Finer, Mistake, Tempered
 from hasten.report.chart import HEIGHT, WIDTH
 from hasten.report.confusion import MOST, make_confusion
 from hasten.report.frame import page_environment
@@ -47,6 +47,7 @@ def score(name: str = "sports", pair: str | None = None) -> Any:
         confusion=[[17, 1], [2, 10]],
         calibration=Calibration(0.07, 0.08, 0.21, 0.31, bins(0, 0, 10, 20, lift=-0.05)),
         tempered=Tempered(1.7, 40, after),
+        finer=Finer(7, 0.634),
         mistakes=[Mistake(f"about {name}", pair, name, "world", 0.97)],
     )
     return SimpleNamespace(split="test", **vars(found))
@@ -108,6 +109,7 @@ def test_figures_and_words_stand_in_both_languages():
     texts = " ".join(Outline(drawn(score())).texts)
     for figure in ("90.0%", "74.4% – 96.5%", "88.0%", "60.0%", "37.5%", "7.0%", "1.0%", "1.7", "40", "97.0%"):
         assert figure in texts, figure
+    assert "The 7 finer labels" in texts and "更细的 7 个标签" in texts and "63.4%" in texts
     assert "Confusion matrix" in texts and "混淆矩阵" in texts and "可靠性图" in texts
     assert "sports taken for world, 97.0% sure" in texts
     assert "Texts too long, left out:" in texts

@@ -4,8 +4,8 @@ Letters in shapes: N examples, C classes.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from hasten.core.batch import IGNORE
 from hasten.core.config import Config
 from hasten.core.console import Progress
 from hasten.core.errors import ConfigError, DataError
-from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.labelled import LabelledConfig, check_group
 from hasten.data.tasks.protocol import Example, Record, Setting
 from hasten.evaluate.calibration import Calibration, calibration, fit_temperature, log_softmax
 from hasten.evaluate.interval import NORMAL_95
@@ -66,6 +66,14 @@ class Tempered:
 
 
 @dataclass(frozen=True)
+class Finer:
+    """How well the labels are told apart of which the classes that are scored are groups."""
+
+    labels: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class ClassificationScore:
     """What a model made of `examples` texts.
 
@@ -84,6 +92,7 @@ class ClassificationScore:
     confusion: list[list[int]]  # [C][C] true classes down, predicted ones across
     calibration: Calibration
     tempered: Tempered | None
+    finer: Finer | None
     mistakes: list[Mistake]
 
 
@@ -95,11 +104,15 @@ class Answers:
     logits: NDArray[np.float64]  # [N, C]
     labels: NDArray[np.int64]  # [N]
     left_out: int
+    finer: Finer | None = None
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with what it takes to ask it; `labels` are the names of its classes, in order."""
+    """A model with what it takes to ask it; `labels` are the names of its classes, in order.
+
+    With `groups`, {label: group}, its answers are those of the groups: each as likely as its labels together.
+    """
 
     model: Transformer
     tokenizer: Tokenizer
@@ -108,6 +121,24 @@ class Classifier:
     row_tokens: int
     batch_tokens: int = 8192
     bf16: bool = False
+    groups: Mapping[str, str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What texts are told apart as: the groups, or the labels themselves."""
+        return list(self.labels) if self.groups is None else sorted(set(self.groups.values()))
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """The place in `names` of each label."""
+        groups, places = self.groups or {}, {name: place for place, name in enumerate(self.names)}
+        for label in self.labels:
+            if self.groups is not None and label not in groups:
+                raise DataError(
+                    f"no training row says which group the label {label!r} is of; leave it out of"
+                    " data.task.labels, or give a row with it"
+                )
+        return np.array([places[groups.get(label, label)] for label in self.labels], np.int64)
 
     def answers(self, records: Sequence[Record]) -> Answers:
         """What the model says to each record; DataError for a label that is none of its classes."""
@@ -120,7 +151,20 @@ class Classifier:
         places = [pooled_place(example) for example in examples]
         labels = [example.targets[place] for example, place in zip(examples, places, strict=True)]
         logits = self.logits(examples, np.array(places, np.int64), row_tokens)
-        return Answers(kept, logits, np.array(labels, np.int64), len(records) - len(kept))
+        return self.grouped(Answers(kept, logits, np.array(labels, np.int64), len(records) - len(kept)))
+
+    def grouped(self, answers: Answers) -> Answers:
+        """Answers of groups for those of labels."""
+        if self.groups is None:
+            return answers
+        places = self.places
+        for record in answers.records:
+            check_group(record, self.groups[record["label"]])
+        right = answers.logits.argmax(axis=1) == answers.labels
+        members = [answers.logits[:, places == group] for group in range(len(self.names))]
+        logits = np.stack([np.logaddexp.reduce(some, axis=1) for some in members], axis=1)
+        finer = Finer(len(self.labels), float(right.mean()) if len(right) else 0.0)
+        return replace(answers, logits=logits, labels=places[answers.labels], finer=finer)
 
     def logits(
         self, examples: Sequence[Example], places: NDArray[np.int64], row_tokens: int
@@ -188,10 +232,10 @@ def score_labelled(
     answers = classifier.answers(records)
     if not len(answers.labels):
         raise DataError("there is no labelled text to evaluate on; give data.split a share for it")
-    labels, predicted = answers.labels, answers.logits.argmax(axis=1)
-    table = confusion(labels, predicted, len(classifier.labels))
+    labels, predicted, names = answers.labels, answers.logits.argmax(axis=1), classifier.names
+    table = confusion(labels, predicted, len(names))
     right, total = int(np.trace(table)), len(labels)
-    classes = class_scores(table, classifier.labels)
+    classes = class_scores(table, names)
     constant = np.full_like(labels, table.sum(axis=1).argmax())
     fitted = classifier.answers(validation) if len(validation) else None
     return ClassificationScore(
@@ -201,12 +245,13 @@ def score_labelled(
         interval=wilson(right, total),
         macro_f1=macro_f1(classes),
         majority=float((constant == labels).mean()),
-        majority_macro_f1=macro_f1(class_scores(confusion(labels, constant, len(table)), classifier.labels)),
+        majority_macro_f1=macro_f1(class_scores(confusion(labels, constant, len(table)), names)),
         classes=classes,
         confusion=table.tolist(),
         calibration=calibration(log_softmax(answers.logits), labels, config.bins),
         tempered=tempered(answers, fitted, config.bins) if fitted and len(fitted.labels) else None,
-        mistakes=mistakes(answers, classifier.labels)[: config.mistakes],
+        finer=answers.finer,
+        mistakes=mistakes(answers, names)[: config.mistakes],
     )
 
 

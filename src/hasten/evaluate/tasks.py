@@ -124,7 +124,8 @@ def classified(subject: Subject, task: LabelledConfig) -> dict[str, Any]:
 def classifier_of(subject: Subject, task: LabelledConfig) -> Classifier:
     """What tells the classes of the task apart."""
     names, sizes = class_names(subject.model, task), (subject.data.row_tokens, subject.config.batch_tokens)
-    return Classifier(subject.model, subject.tokenizer, task, names, *sizes, bf16=subject.bf16)
+    groups = subject.prepared.learnt.get("groups")
+    return Classifier(subject.model, subject.tokenizer, task, names, *sizes, bf16=subject.bf16, groups=groups)
 
 
 def extracted(subject: Subject, task: SpansConfig) -> dict[str, Any]:

@@ -142,6 +142,13 @@ class Mistake(Record):
     confidence: float
 
 
+class Finer(Record):
+    """How well the labels are told apart that the classes are groups of."""
+
+    labels: int
+    accuracy: float
+
+
 class Classification(Record):
     """How well classes of texts were told apart (`evaluate/classify.py`)."""
 
@@ -157,4 +164,5 @@ class Classification(Record):
     confusion: list[list[int]]
     calibration: Calibration
     tempered: Tempered | None = None
+    finer: Finer | None = None
     mistakes: list[Mistake] = []

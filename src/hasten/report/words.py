@@ -117,6 +117,7 @@ WORDS: dict[str, Words] = {
     "class_accuracy": ("Accuracy", "准确率"),
     "macro_f1": ("Macro-F1", "宏平均 F1"),
     "texts": ("Texts", "文本数"),
+    "finer": ("The {} finer labels", "更细的 {} 个标签"),
     "majority": ("Always the commonest class", "总猜最常见类别"),
     "class": ("Class", "类别"),
     "precision": ("Precision", "精确率"),

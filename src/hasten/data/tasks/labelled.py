@@ -36,6 +36,11 @@ class LabelledConfig(TaskConfig):
         None, description="a second text, read behind the first: a premise and its hypothesis, two questions"
     )
     label_field: str = Field("label", description="names, whole numbers, or true and false")
+    group_field: str | None = Field(
+        None,
+        description="a coarser label, which is what is scored: the model learns the finer label_field, each"
+        " of one group, and a group is as likely as its labels together",
+    )
     labels: tuple[Name, ...] | None = Field(
         None,
         description="the classes in order; a label that is a number and none of these names counts into this"
@@ -57,10 +62,11 @@ class LabelledConfig(TaskConfig):
         return self
 
     def record(self, row: Mapping[str, Any]) -> Record:
-        """`text`, `pair` where there are two, and the name of the `label`."""
+        """`text`, `pair` where there are two, the name of the `label`, and of its `group` if it has one."""
         fields = {"text": self.text_field, "pair": self.pair_field}
         texts = {name: text_in(row, field) for name, field in fields.items() if field is not None}
-        return {**texts, "label": self.name(column(row, self.label_field))}
+        group = {} if self.group_field is None else {"group": text_in(row, self.group_field)}
+        return {**texts, "label": self.name(column(row, self.label_field)), **group}
 
     def name(self, label: Any) -> str:
         """The name of a label: of a number, what `labels` has there."""
@@ -91,12 +97,24 @@ class LabelledConfig(TaskConfig):
         return [record[name] for name in ("text", "pair") if name in record]
 
     def survey(self, records: Iterable[Record]) -> dict[str, Any]:
-        """`labels`, the names of the classes in order; DataError where they cannot be classes."""
-        counts = Counter(record["label"] for record in records)
+        """`labels`, the names of the classes in order, and `groups`, that of each where there are some.
+
+        Raises DataError where labels cannot be classes, or are of two groups.
+        """
+        counts, groups = Counter[str](), dict[str, str]()
+        for record in records:
+            counts[record["label"]] += 1
+            if self.group_field is not None:
+                check_group(record, groups.setdefault(record["label"], record["group"]))
+        labels = self.classes(counts)
+        return {"labels": labels, **({} if self.group_field is None else {"groups": groups})}
+
+    def classes(self, counts: Counter[str]) -> list[str]:
+        """The names of the classes in order."""
         if self.labels is not None:
             for name in counts:
                 check_known(name, self.labels)
-            return {"labels": list(self.labels)}
+            return list(self.labels)
         total, field = counts.total(), self.label_field
         if len(counts) < 2:
             found = f"the one label '{next(iter(counts))}'" if counts else "no rows"
@@ -106,7 +124,7 @@ class LabelledConfig(TaskConfig):
                 f"the column '{field}' has {len(counts):,} different values in {total:,} training rows, too"
                 " many to be classes; name another column as data.task.label_field, or write data.task.labels"
             )
-        return {"labels": sorted(counts, key=order(counts))}
+        return sorted(counts, key=order(counts))
 
     def open(self, setting: Setting) -> "LabelledEncoding":
         """The task with a tokenizer, for encoders and decoders."""
@@ -116,6 +134,15 @@ class LabelledConfig(TaskConfig):
 def order(names: Iterable[str]) -> Any:
     """By what names are sorted: as numbers where all are, else as text."""
     return int if all(name.removeprefix("-").isdecimal() for name in names) else str
+
+
+def check_group(record: Record, group: str) -> None:
+    """Refuse a record whose label was of another group before."""
+    if record["group"] != group:
+        raise DataError(
+            f"the label {record['label']!r} is of the group {group!r} in one row and of {record['group']!r}"
+            " in another; a finer label has one group: mend the rows, or write no data.task.group_field"
+        )
 
 
 def check_known(name: str, labels: Sequence[str]) -> None:
