@@ -66,14 +66,14 @@ def assemble(recipe: Recipe, runtime: Runtime, started: float) -> Run:
         recipe.adapt.check_mesh(grid.degrees, precision)
     # FSDP wants parameters of one type, and casts what it gathers.
     half = precision != "fp32" and grid.degrees["shard"] == 1
-    start, notes = beginning(
-        architecture, recipe.base_folder, recipe.adapt, rank, half=half, stay=recipe.staying
-    )
+    given = architecture, recipe.base_folder, recipe.adapt, rank
+    seed = recipe.train.seed
+    start, notes = beginning(*given, half=half, stay=recipe.staying, corpus=corpus, seed=seed)
     teaching = teaching_of(recipe, architecture, tokenizer, corpus, runtime)
     start = start if teaching is None else teaching.beginning(start)
     if isinstance(encoding, SpokenEncoding):  # how a model of conversations is to be asked
         notes[TEMPLATE] = encoding.template
-    model, arrangement = parallelize(architecture, recipe.train.seed, grid, precision, start)
+    model, arrangement = parallelize(architecture, seed, grid, precision, start)
     probes = probes_of(
         recipe, Subject(model, tokenizer, prepared, recipe.text, recipe.evaluate), grid, precision
     )

@@ -1,6 +1,7 @@
 """Fine-tuning from a recipe: a base, a task, and what a run's folder holds at the end."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,10 @@ def test_an_objective_of_another_task_is_refused(tmp_path, base):
 def test_an_encoder_cannot_chat(tmp_path, base):
     with pytest.raises(ConfigError, match="a conversation is for a decoder, not for encoder"):
         stages.train(read(written(tmp_path, base(ENCODER), chats(tmp_path))))
+
+
+def test_a_new_head_is_heard_from_the_first_step(tmp_path, base):
+    """It is drawn to the measure of what it reads: near zero, the first loss would be ln 2."""
+    stages.train(read(written(tmp_path, base(ENCODER), labelled(tmp_path))))
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0 and abs(first["validation_loss"] - math.log(2)) > 0.03

@@ -13,12 +13,14 @@ from hasten.adapt.nf4 import packed_weights
 from hasten.core.config import dump, load
 from hasten.core.console import say
 from hasten.core.errors import CheckpointError
+from hasten.data.corpus import Corpus
 from hasten.model.compressed import COMPRESSION, CompressionNote
 from hasten.model.config import ModelConfig
 from hasten.model.factored import factored_layers, put_factored
 from hasten.model.fewer import renumbered
 from hasten.model.transformer import Transformer, assemble
 from hasten.parallel.apply import Beginning
+from hasten.train.first_head import first_head
 from hasten.train.footprint import FULL
 from hasten.train.load import AdapterNote, digest_of, load_trainable
 from hasten.train.restore import checkpoint_in
@@ -36,13 +38,16 @@ def beginning(
     *,
     half: bool = False,
     stay: Mapping[str, list[int]] | None = None,
+    corpus: Corpus | None = None,
+    seed: int = 0,
 ) -> tuple[Beginning, dict[str, str]]:
     """What a model of `config` begins with: weights in the folder `base`, pairs of this rank, or neither.
 
     With it, what a checkpoint has to say of a model that holds only what was trained (`adapter.yaml`), or
     whose matrices are of low rank (`compression.yaml`).
     `half`: products are made in bf16, and frozen matrices may be kept so.  `stay`: the layers of the base
-    that a smaller model begins with, on each side (`train/layers.py`); None is all.
+    that a smaller model begins with, on each side (`train/layers.py`); None is all.  `corpus`: what a new
+    head of classes is drawn to the measure of (`train/first_head.py`), by `seed`.
     """
     if base is None:
         return Beginning(), {}
@@ -57,6 +62,8 @@ def beginning(
     if stay is not None:
         there = renumbered(there, stay)
     weights = weights_to_begin_with(config, there, base, ranks)
+    if corpus is not None:
+        weights |= first_head(config, weights, corpus, seed=seed, ranks=ranks)
     if ranks:
         said = dump(load(CompressionNote, checkpoint_in(base) / COMPRESSION))
         return Beginning(adapt=partial(put_factored, ranks=ranks), weights=weights), {COMPRESSION: said}
