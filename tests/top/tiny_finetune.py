@@ -105,6 +105,14 @@ def like_its_own(recipe: Recipe, tmp_path: Path) -> dict[str, Any]:
         columns = re.findall(r"\{(\w+)\}", f"{task.prompt}{task.answer}")
         rows = [{column: f"{column} number {n}" for column in columns} for n in range(36)]
         made["sources"] = [lines(tmp_path / "columns.jsonl", rows)]
+    if task.kind == "labelled" and task.group_field is not None:
+        names = task.text_field, task.label_field, task.group_field
+        rows = [
+            dict(zip(names, (f"{other} {word} {n}", word, group), strict=True))
+            for word, group in WORDS.items()
+            for n, other in enumerate(WORDS)
+        ]
+        made["sources"] = [lines(tmp_path / "groups.jsonl", rows)]
     return {
         "sources": made["sources"],
         "waive": ["leak", "duplicates"],

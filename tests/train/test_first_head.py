@@ -47,6 +47,12 @@ def test_the_first_scores_have_one_spread(corpus, base, loudness):
     assert float(scores.square().mean().sqrt()) == pytest.approx(SPREAD, rel=0.2)  # a quarter of an octave
 
 
+def test_few_rows_are_enough(tmp_path):
+    config = with_classes(shape(**ENCODER), ["a", "b"])
+    few = Corpus(write_corpus(tmp_path), "validation", 128, seed=0)
+    assert few.num_rows < 4 and HEAD in first_head(config, trunk(shape(**ENCODER)), few, seed=0)
+
+
 @torch.no_grad()
 def test_places_of_answers_are_scored_token_by_token(corpus):
     before = shape(**ENCODER)

@@ -44,7 +44,7 @@ def first_head(
     if HEAD in weights or config.head not in ("pooled_classes", "token_classes"):
         return {}
     model = silent(config, weights, seed, ranks or {})
-    rows = max(READ_TOKENS // corpus.row_tokens, 1)
+    rows = min(max(READ_TOKENS // corpus.row_tokens, 1), corpus.num_rows)
     (batch,) = corpus.batches(0, rows=rows, micro_rows=rows)
     read = what_it_reads(model, batch)
     size = SPREAD / float(read.square().sum(dim=-1).mean().sqrt())

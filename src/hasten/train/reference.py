@@ -9,6 +9,7 @@ Letters in shapes: B rows, M texts of a row, E texts in all.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors.numpy import load, save
 from torch import Tensor, distributed, nn
 
 from hasten.core.batch import Batch
-from hasten.core.console import say
+from hasten.core.console import Progress, say
 from hasten.core.errors import DataError
 from hasten.core.files import fingerprint, write_bytes
 from hasten.core.runtime import Runtime
@@ -96,12 +97,15 @@ def reference(
         say(f"reference  {count:,} answers under the model that training begins with, kept as {name}")
     asked = Pass(model, objective, runtime, arrangement=arrangement, agreement=agreement, precision=precision)
     saved = time.monotonic()
-    for block in blocks(batches):
-        if agreement.any(bool(np.isnan(known[numbers_in(block)]).any())):
-            asked.fill(known, block)
-        if agreement.leads and time.monotonic() - saved > SAVE_SECONDS:
-            keep(folder / name, known)
-            saved = time.monotonic()
+    with Progress("reference", count, "answers") if agreement.leads else nullcontext() as progress:
+        for block in blocks(batches):
+            if agreement.any(bool(np.isnan(known[numbers_in(block)]).any())):
+                asked.fill(known, block)
+            if progress is not None:
+                progress.update(int(np.count_nonzero(~np.isnan(known))))
+            if agreement.leads and time.monotonic() - saved > SAVE_SECONDS:
+                keep(folder / name, known)
+                saved = time.monotonic()
     check(known)
     if agreement.leads:
         keep(folder / name, known)
