@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hasten.core.console import Progress
 from hasten.core.errors import ConfigError
 from hasten.data.pairs import pair_of
 from hasten.data.tasks.chat import ChatConfig
@@ -98,8 +99,9 @@ def conversations(subject: Subject, task: ChatConfig) -> Score:
     asked = questions(subject, task)
 
     def score(model: Transformer) -> float:
-        texts = [completion.text for completion in write(model, subject.tokenizer, asked, config)]
-        return judge(texts, asked, config).score
+        with Progress(SCORE, len(asked), "texts") as progress:
+            written = write(model, subject.tokenizer, asked, config, progress.add)
+        return judge([completion.text for completion in written], asked, config).score
 
     return score
 
@@ -114,7 +116,14 @@ def translations(subject: Subject) -> Score:
 
     def score(model: Transformer) -> float:
         assert isinstance(model, Seq2Seq)
-        written = generate(model, subject.tokenizer, sources, config.settings())
+        with Progress(SCORE, len(sources), "texts") as progress:
+            written = generate(
+                model,
+                subject.tokenizer,
+                sources,
+                config.settings(),
+                on_done=lambda rows: progress.add(len(rows)),
+            )
         return bleu([completion.text for completion in written], references, words).score
 
     return score
