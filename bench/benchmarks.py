@@ -26,7 +26,7 @@ def page(name: str, results: Path = RESULTS) -> str:
     commands = ["make setup", "make bench-peers", *COMMANDS.values(), TASKS_COMMAND]
     commands.append("python bench/benchmarks.py")
     slots = {stem: section(stem, results, WORDS[name]) for stem in SECTIONS}
-    slots["tasks"] = task_scores(results / "tasks", WORDS[name], machine)
+    slots["tasks"] = task_scores(results / "tasks", WORDS[name])
     slots["commands"] = "\n".join(commands)
     prose = (PAGES / name).read_text(encoding="utf-8")
     return re.sub(r"^\{([a-z-]+)\}$", lambda slot: slots[slot[1]], prose, flags=re.M)
@@ -243,7 +243,7 @@ def planned(result: Result, words: Words) -> str:
 
 def machine(environment: Result, words: Words) -> str:
     """Where a result comes from."""
-    return words["machine"].format(**environment)
+    return words["machine"].format(**environment, s="" if environment["threads"] == 1 else "s")
 
 
 SECTIONS: dict[str, Callable[[Result, Words], str]] = {

@@ -41,7 +41,8 @@ EN: Words = {
     "time_took": "step, s",
     "planned": "Within 10% of memory {memory_within_10_percent} of {cases}, within 15% of time"
     " {time_within_15_percent}.",
-    "machine": "{processor}, {threads} threads, torch {torch}, commit {commit}.",
+    "machine": "{processor}, {threads} thread{s}, torch {torch}, commit {commit}.",
+    "machines": "{processor}, torch {torch}, commits {commits}.",
     "system": "system",
     "rate": "tokens/s",
     "step": "step, s (range)",
@@ -155,6 +156,7 @@ ZH: Words = {
     "planned": "内存误差在 10% 以内：{cases} 次中 {memory_within_10_percent} 次；时间误差在 15% 以内："
     "{time_within_15_percent} 次。",
     "machine": "{processor}，{threads} 线程，torch {torch}，提交 {commit}。",
+    "machines": "{processor}，torch {torch}，提交 {commits}。",
     "system": "系统",
     "rate": "词元/秒",
     "step": "每步秒数（范围）",

@@ -33,18 +33,28 @@ PEER_COLUMNS = (
 )
 
 
-def task_scores(folder: Path, words: Words, machine: Callable[[Result, Words], str]) -> str:
+def task_scores(folder: Path, words: Words) -> str:
     """The score of each task that was measured, or how to measure them."""
     found = {name: folder / f"{name}.json" for name in TASKS}
     results = [json.loads(path.read_text(encoding="utf-8")) for path in found.values() if path.exists()]
     if not results:
         return words["absent"].format(command=TASKS_COMMAND)
-    machines = dict.fromkeys(machine(result["environment"], words) for result in results)
-    header = [
-        words[name]
-        for name in ("task", "recipe", "score", "asked_for", "train_seconds", "whole_seconds", "memory")
-    ]
-    return "\n\n".join([" ".join(machines), table(header, [task_row(one, words) for one in results])])
+    columns = (
+        "task", "recipe", "score", "asked_for", "threads", "train_seconds", "whole_seconds", "memory",
+    )  # fmt: skip
+    rows = table([words[name] for name in columns], [task_row(one, words) for one in results])
+    return f"{machines(results, words)}\n\n{rows}"
+
+
+def machines(results: Sequence[Result], words: Words) -> str:
+    """Where results come from that were measured at several commits of one machine's time."""
+    commits: dict[tuple[str, str], dict[str, None]] = {}
+    for environment in (result["environment"] for result in results):
+        commits.setdefault((environment["processor"], environment["torch"]), {})[environment["commit"]] = None
+    return " ".join(
+        words["machines"].format(processor=processor, torch=torch, commits=", ".join(some))
+        for (processor, torch), some in commits.items()
+    )
 
 
 def task_row(result: Result, words: Words) -> list[str]:
@@ -55,6 +65,7 @@ def task_row(result: Result, words: Words) -> list[str]:
         f"`{result['recipe']}`",
         score(result, words),
         "" if asked is None else f"{asked:g}",
+        str(result["environment"]["threads"]),
         f"{result['training_seconds']:,.0f}",
         f"{result['seconds']:,.0f}",
         f"{result['peak_memory'] / MIB:,.0f}",
