@@ -3,7 +3,7 @@
 import re
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hasten.data import ngrams as module
@@ -22,6 +22,7 @@ def plain_words(text: str) -> list[str]:
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
+@example(text="カフェ・バー \u2e80 \ufada 豈")
 def test_words_are_those_of_the_definition(text):
     expected = [word for word in plain_words(text) if ord(word[0]) < 0x20000 or len(word) == 1]
     if any(ord(character) >= 0x20000 for character in text):

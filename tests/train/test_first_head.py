@@ -11,7 +11,7 @@ from hasten.data.corpus import Corpus
 from hasten.model.config import ModelConfig
 from hasten.model.heads import with_classes, with_spans
 from hasten.model.transformer import build
-from hasten.train.first_head import HEAD, SPREAD, first_head, silent, what_it_reads
+from hasten.train.first_head import HEAD, SPREAD, as_it_begins, first_head, what_it_reads
 
 ENCODER = {"kind": "encoder", "position": "learned", "pooler": "tanh", "num_token_types": 2, "head": "none"}
 DECODER = {"kind": "decoder", "position": "rotary"}
@@ -40,7 +40,7 @@ def test_the_first_scores_have_one_spread(corpus, base, loudness):
     before = shape(**base)
     config, weights = with_classes(before, [str(n) for n in range(200)]), trunk(before, loudness)
     (found,) = first_head(config, weights, corpus, seed=0).values()
-    model = silent(config, weights, 0, {})
+    model = as_it_begins(config, weights, 0, {})
     (batch,) = corpus.batches(3, rows=8, micro_rows=8)
     scores = what_it_reads(model, batch) @ found.T
     assert found.shape == (200, 64)
@@ -59,7 +59,7 @@ def test_places_of_answers_are_scored_token_by_token(corpus):
     config, weights = with_spans(before), trunk(before)
     (found,) = first_head(config, weights, corpus, seed=0).values()
     (batch,) = corpus.batches(0, rows=32, micro_rows=32)
-    read = what_it_reads(silent(config, weights, 0, {}), batch)
+    read = what_it_reads(as_it_begins(config, weights, 0, {}), batch)
     assert len(read) == int((batch.segments > 0).sum()) and found.shape == (2, 64)
     assert float((read @ found.T).square().mean().sqrt()) == pytest.approx(SPREAD, rel=0.5)  # two rows
 

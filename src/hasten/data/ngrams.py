@@ -15,13 +15,11 @@ Hashes = NDArray[np.uint64]
 BASE, STEP = 0x9FB21C651E98DF25, 0xC2B2AE3D27D4EB4F
 INVERSE = pow(BASE, -1, 1 << 64)
 UNSPACED = (
-    (0x2E80, 0x2FDF),  # radicals
     (0x3041, 0x30FF),  # kana
     (0x31F0, 0x31FF),
     (0x3400, 0x4DBF),  # ideographs
     (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF),
-    (0x20000, 0x3FFFF),
 )
 BETWEEN, DIGIT, LETTER, LONE = range(4)  # what a character is to a word: no part of it, a part, or all of it
 TABLE_SIZE = 0x40000
@@ -110,7 +108,9 @@ def classes() -> NDArray[np.uint8]:
         if chr(code).isalnum() or code == ord("_"):
             table[code] = LETTER if chr(code).isalpha() else DIGIT
     for first, last in UNSPACED:
-        table[first : last + 1] = LONE
+        own = table[first : last + 1]
+        own[own != BETWEEN] = LONE  # not what stands between words there, such as ・, nor what is unassigned
+    table[0x20000:] = LONE
     return table
 
 

@@ -43,7 +43,7 @@ def first_head(
     """
     if HEAD in weights or config.head not in ("pooled_classes", "token_classes"):
         return {}
-    model = silent(config, weights, seed, ranks or {})
+    model = as_it_begins(config, weights, seed, ranks or {})
     rows = min(max(READ_TOKENS // corpus.row_tokens, 1), corpus.num_rows)
     (batch,) = corpus.batches(0, rows=rows, micro_rows=rows)
     read = what_it_reads(model, batch)
@@ -53,7 +53,7 @@ def first_head(
     return {HEAD: drawn * 2 ** (round(log2(size) * STEPS_AN_OCTAVE) / STEPS_AN_OCTAVE)}
 
 
-def silent(
+def as_it_begins(
     config: ModelConfig, weights: Mapping[str, Tensor], seed: int, ranks: Mapping[str, int]
 ) -> Transformer:
     """The model as it begins, to be read with: its weights are those that were given, not copies."""
