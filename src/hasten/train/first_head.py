@@ -13,12 +13,14 @@ from math import log2
 import torch
 from torch import Tensor
 
-from hasten.core.batch import TYPES, Batch
+from hasten.core.batch import Batch
 from hasten.data.corpus import Corpus
 from hasten.model.config import ModelConfig
 from hasten.model.factored import put_factored
 from hasten.model.initial import first_value
 from hasten.model.transformer import Transformer, assemble
+from hasten.objective.cross_entropy import CrossEntropy, scored
+from hasten.objective.spans import segments_of
 
 HEAD = "head.weight"
 SPREAD = 1.0
@@ -70,10 +72,7 @@ def as_it_begins(
 @torch.no_grad()
 def what_it_reads(model: Transformer, batch: Batch) -> Tensor:
     """What the head is applied to in a batch [N, D]: of pooled classes once a text, else once a token."""
-    types = {TYPES: batch.extra[TYPES]} if TYPES in batch.extra else {}
-    hidden = model(tokens=batch.tokens, positions=batch.positions, segments=batch.segments, **types)
-    places = batch.extra.get("scored")
-    if places is None:
-        places = torch.ones_like(batch.tokens) if batch.segments is None else batch.segments
-        places = places.flatten().nonzero().flatten()
-    return model.head_input(hidden.flatten(0, 1)[places]).float()
+    hidden = model(**CrossEntropy().inputs(batch))
+    if "scored" in batch.extra:
+        return model.head_input(scored(hidden, batch)[0]).float()
+    return model.head_input(hidden[segments_of(batch) > 0]).float()
