@@ -88,6 +88,12 @@ def test_seq2seq_counts_both_sides():
     assert flops(list(pass_calls(step))) == pytest.approx(model.flops_per_token(64) * 4 * 64, rel=0.02)
 
 
+def test_a_teacher_reads_once_and_nothing_comes_back():
+    teacher = work().model.model_copy(update={"dim": 128, "num_layers": 6})
+    both, alone = (flops(list(pass_calls(work(teacher=t)))) for t in (teacher, None))
+    assert both - alone == pytest.approx(teacher.flops_per_token(64) * 4 * 64 / 3, rel=0.02)
+
+
 def test_a_window_and_documents_are_seen_less():
     whole = flops(list(pass_calls(work())))
     assert flops(list(pass_calls(work(document_tokens=8)))) < whole

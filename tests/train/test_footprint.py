@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hasten.core.batch import Batch
 from hasten.core.runtime import Runtime
 from hasten.model.config import ModelConfig
-from hasten.model.transformer import build
+from hasten.model.transformer import Transformer, build
 from hasten.objective.cross_entropy import CrossEntropy
+from hasten.objective.distillation import Distillation
+from hasten.objective.distilled import Distilled
+from hasten.objective.inner import Inner
+from hasten.objective.protocol import Objective
 from hasten.ops.kernels.library import library
 from hasten.parallel.config import ParallelConfig
 from hasten.parallel.recompute import recompute
@@ -38,6 +43,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "half of it full": ({"activation": "swiglu"}, {"recompute": "full", "recompute_layers": 2}),
     "seq2seq": ({"kind": "seq2seq", "num_layers": 2}, {"precision": "bf16"}),
     "seq2seq, long sources": ({"kind": "seq2seq", "num_layers": 2}, {"source_tokens": 4 * TOKENS}),
+    "beside a teacher": ({"vocab_size": 8192}, {"teacher": {"vocab_size": 8192, "dim": 128}}),
+    "a teacher in bf16, two micro-batches": (
+        {"num_layers": 1},
+        {"teacher": {"dim": 256, "activation": "swiglu"}, "precision": "bf16", "micro_batches": 2},
+    ),
     "wide table": ({"vocab_size": 8192, "num_layers": 1}, {"precision": "bf16"}),
 }
 
@@ -46,9 +56,9 @@ def measured(work: Workload) -> int:
     """The most bytes of tensors in the second of two steps, and weights and moments."""
     model = build(work.model, seed=0)
     recompute(model, work.recompute, work.recompute_layers)
-    engine = Whole(
-        model, CrossEntropy(), Runtime(torch.device("cpu")), precision=work.precision, compiled=False
-    )
+    runtime = Runtime(torch.device("cpu"))
+    objective, teacher = objective_of(work, model)
+    engine = Whole(model, objective, runtime, precision=work.precision, compiled=False)
     config = MuonConfig() if work.optimizer == "muon" else AdamWConfig()
     optimizer = Optimizer(model, config, Rates(Rates.written(config).each, work.turns))
     batches = []
@@ -62,8 +72,18 @@ def measured(work: Workload) -> int:
     train_step(engine, optimizer, batches, turn=0)
     with Alive() as alive:
         train_step(engine, optimizer, batches, turn=1)
-    states = sum(t.nbytes for t in (*optimizer.parameters.values(), *optimizer.state_dict().values()))
-    return states + alive.peak
+    held = *optimizer.parameters.values(), *optimizer.state_dict().values(), *teacher
+    return sum(t.nbytes for t in held) + alive.peak
+
+
+def objective_of(work: Workload, model: Transformer) -> tuple[Objective, list[Tensor]]:
+    """What is learnt, and the weights of a teacher."""
+    if work.teacher is None:
+        return CrossEntropy(), []
+    config, teacher = Distillation(teacher="there"), build(work.teacher, seed=1)
+    inner = Inner(config, work.model, work.teacher)
+    given = {"known": work.model.vocabulary, "precision": work.precision}
+    return Distilled(config, model, teacher, inner=inner, **given), list(teacher.parameters())
 
 
 @pytest.mark.skipif(library() is None, reason="the formulas are those of our kernels, which are not here")
@@ -71,7 +91,9 @@ def measured(work: Workload) -> int:
 def test_a_step_holds_what_was_counted(case: str) -> None:
     shape, given = CASES[case]
     model = ModelConfig(**{**SMALL, **shape})
-    work = Workload(model, ROWS, TOKENS, kernels=True, **{"precision": "fp32", **given})
+    teacher = ModelConfig(**{**SMALL, **given["teacher"]}) if "teacher" in given else None
+    given = {"precision": "fp32", **given, "teacher": teacher}
+    work = Workload(model, ROWS, TOKENS, kernels=True, **given)
     assert footprint(work).total == pytest.approx(measured(work), rel=0.1)
 
 

@@ -1,5 +1,6 @@
 """Micro-batches that fit, and models that don't."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def needed(rows: int, row_tokens: int, micro_batches: int) -> float:
 
 
 def choose(rows: int, row_tokens: int = 64, precision: str = "fp32") -> int:
-    return choose_micro_rows(MODEL, rows, row_tokens, device=CPU, precision=precision, optimizer="adamw")
+    return choose_micro_rows(replace(work(rows, row_tokens), precision=precision), CPU)
 
 
 @given(rows=st.integers(1, 96), rows_that_fit=st.integers(1, 96))
@@ -76,6 +77,15 @@ def test_a_containers_limit_counts_where_it_is_lower_than_the_machine(
     assert device_memory(CPU) >= physical
 
 
+def test_a_teacher_takes_room_that_rows_would_have_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_room(monkeypatch, needed(8, 64, micro_batches=2))
+    assert choose(16) == 8
+    assert choose_micro_rows(work(16, 64, teacher=MODEL), CPU) < 8
+    give_room(monkeypatch, needed(1, 64, micro_batches=16))
+    with pytest.raises(ConfigError, match="GB of weights, teacher and optimizer"):
+        choose_micro_rows(work(1, 64, teacher=MODEL.model_copy(update={"num_layers": 64})), CPU)
+
+
 def give_room(monkeypatch: pytest.MonkeyPatch, room: float) -> None:
     """So many bytes for this process, and one more."""
     monkeypatch.setattr(memory, "device_memory", lambda device: room / CPU_SHARE + 1)
@@ -85,17 +95,12 @@ def on_grid(rows: int, **degrees: Any) -> int:
     """The micro-batch of one process of a grid."""
     options = {name: degrees.pop(name) for name in ("interleave", "recompute") if name in degrees}
     return choose_micro_rows(
-        MODEL, rows, 16, device=CPU, precision="fp32", optimizer="adamw", degrees=degrees,
-        parallel=ParallelConfig(**degrees, **options),
-    )  # fmt: skip
+        work(rows, 16, degrees=degrees, parallel=ParallelConfig(**degrees, **options)), CPU
+    )
 
 
 def test_what_is_divided_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Workload(MODEL, 8, 16, precision="fp32", kernels=library() is not None)
-    shared = Workload(
-        MODEL, 8, 16, precision="fp32", degrees={"shard": 8}, parallel=ParallelConfig(shard=8),
-        kernels=library() is not None,
-    )  # fmt: skip
+    whole, shared = work(8, 16), work(8, 16, degrees={"shard": 8}, parallel=ParallelConfig(shard=8))
     assert footprint(shared).states == pytest.approx(footprint(whole).states / 8)
     give_room(monkeypatch, footprint(whole).total)
     assert on_grid(64) <= 8 < on_grid(64, tensor=2) < on_grid(64, tensor=2, context=2)
@@ -131,10 +136,7 @@ def test_a_row_that_fits_only_if_it_is_made_again_is_taken(monkeypatch: pytest.M
     give_room(monkeypatch, footprint(work(1, 64, 4, recompute="full")).total)
     assert choose(4) == 1
     with pytest.raises(ConfigError, match="one row of 64 tokens"):
-        choose_micro_rows(
-            MODEL, 4, 64, device=CPU, precision="fp32", optimizer="adamw",
-            parallel=ParallelConfig(recompute="none"),
-        )  # fmt: skip
+        choose_micro_rows(work(4, 64, parallel=ParallelConfig(recompute="none")), CPU)
 
 
 def test_what_is_held_now_is_less_than_the_most_so_far() -> None:

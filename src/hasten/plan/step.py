@@ -110,6 +110,16 @@ def pass_calls(work: Workload) -> Iterator[Call]:
     if model.head_rows:
         scored = work.head_share * tokens
         yield Call("loss", head_and_loss(scored, model.dim, model.head_rows / tensor))
+    if work.teacher is not None:
+        yield from reading_calls(replace(work, model=work.teacher, teacher=None, recompute="none"))
+
+
+def reading_calls(work: Workload) -> Iterator[Call]:
+    """A teacher's forward pass over the same tokens, and its logits of those that are scored."""
+    for call in pass_calls(work):
+        if call.law != "loss":
+            yield call._replace(back=0.0)
+    yield Call("product", product(work.head_share * work.tokens, work.model.dim, work.model.head_rows), 1, 0)
 
 
 def repeats(work: Workload, call: Call) -> float:

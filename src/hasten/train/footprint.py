@@ -12,9 +12,11 @@ from math import ceil, prod
 from typing import Literal
 
 from hasten.model.config import ModelConfig
+from hasten.ops.loss import SLICE_NUMBERS
 from hasten.parallel.config import Axis, Order, ParallelConfig, Recompute
 
 FULL = 4  # bytes of a number in float32
+SLICE_COPIES = 7  # of some of a student's logits, in float32, while they are compared with a teacher's
 MUON_COPIES = 4  # of the gradients of matrices of one shape, in float32, while they are made orthogonal
 BY_OUTPUT = ("relu", "relu_squared")
 
@@ -46,6 +48,7 @@ class Workload:
     compiled: bool = False
     adapter_rank: int | None = None  # of thin pairs beside frozen matrices; None: all is trained
     matrix_bytes: float = FULL  # of a number in the blocks' matrices as they are kept, where they are frozen
+    teacher: ModelConfig | None = None  # of a whole frozen model that reads along
 
     def degree(self, axis: Axis) -> int:
         """Of one axis, 1 where it is not given."""
@@ -169,11 +172,13 @@ class Footprint:
 
     weights: float
     optimizer: float
+    teacher: float  # a frozen model's weights
     gradients: float
     gathered: float  # of what is sharded, whole for a while
     casts: float  # weights in the precision of the products
     activations: float
     passing: float  # gradients on their way through a block
+    reading: float  # what a block of the teacher makes
     head: float  # logits and the gradients of head and hidden states
     update: float  # what the exchange of gradients and the optimizer need for a moment
     gradients_before: bool  # whether there are gradients already when activations are at their most
@@ -181,15 +186,16 @@ class Footprint:
     @property
     def states(self) -> float:
         """What is there all the time."""
-        return self.weights + self.optimizer
+        return self.weights + self.optimizer + self.teacher
 
     @property
     def total(self) -> float:
-        """The most at a time: at the head, on the way back, or in the update."""
+        """The most at a time: as the teacher reads, at the head, on the way back, or in the update."""
         there = self.states + self.gathered
-        going = there + self.casts + self.activations + self.gradients * self.gradients_before
+        before = there + self.gradients * self.gradients_before
+        going = before + self.casts + self.activations + max(self.head, self.passing)
         back = there + self.casts + self.gradients + self.passing
-        return max(going + max(self.head, self.passing), back, self.states + self.gradients + self.update)
+        return max(before + self.reading, going, back, self.states + self.gradients + self.update)
 
 
 def footprint(work: Workload) -> Footprint:
@@ -207,16 +213,19 @@ def footprint(work: Workload) -> Footprint:
     activations = waiting * ((layers - made_again) * plain + made_again * less)
     if work.recompute == "full" and made_again == layers:
         activations += plain  # of the block on its way back; else those that keep everything are gone by then
+    told = work.teacher.dim if work.teacher else 0
     several = work.degree("data") * work.degree("context") > 1 or work.degree("shard") > 1
     return Footprint(
         weights=(kept + (once if work.adapter_rank else 0)) / (shared if stage == 3 else 1),
         optimizer=optimizer / shared,
+        teacher=FULL * work.teacher.num_parameters if work.teacher else 0.0,
         gradients=once / (shared if stage > 1 else 1),
         gathered=gathered,
         casts=2.0 * held["matrices"] if work.width == 2 and shared == 1 and not work.adapter_rank else 0.0,
-        activations=activations + work.tokens * (2 * work.width * work.model.dim + 16),
+        activations=activations + work.tokens * (work.width * (2 * work.model.dim + told) + 16),
         passing=passing(work),
-        head=head_bytes(work),
+        reading=passing(replace(work, model=work.teacher)) if work.teacher else 0.0,
+        head=head_bytes(work) + told_bytes(work),
         update=max(muon_bytes(work, held) / shared, once / shared if several and shared == 1 else 0.0),
         gradients_before=work.micro_batches > 1,
     )
@@ -264,6 +273,15 @@ def head_bytes(work: Workload) -> float:
     logits = work.logit_tokens * model.head_rows / tensor * (work.width + (0 if work.kernels else FULL))
     copies = work.width + (FULL if several else 0) + (work.width if work.width < FULL else 0)
     return logits + copies * matrix + work.head_share * work.tokens * model.dim * work.width
+
+
+def told_bytes(work: Workload) -> float:
+    """A teacher's logits of the same tokens, the matrix that makes them, and how far they are from ours."""
+    if work.teacher is None:
+        return 0.0
+    rows, slices = work.teacher.head_rows, SLICE_NUMBERS["cpu" if work.kernels else "cuda"]
+    logits = work.width * rows * (work.logit_tokens + (work.teacher.dim if work.width < FULL else 0))
+    return logits + SLICE_COPIES * FULL * min(work.logit_tokens * rows, slices)
 
 
 def muon_bytes(work: Workload, held: Mapping[str, float]) -> float:

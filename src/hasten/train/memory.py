@@ -3,17 +3,14 @@
 import os
 import resource
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hasten.core.errors import ConfigError
-from hasten.model.config import ModelConfig
-from hasten.ops.kernels.library import library
-from hasten.parallel.config import Axis, ParallelConfig, Recompute
-from hasten.train.footprint import FULL, Workload, footprint
+from hasten.parallel.config import ParallelConfig, Recompute
+from hasten.train.footprint import Workload, footprint
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.4
 """Of the device's memory: a GPU is the run's own, a CPU's memory is shared with everything else."""
@@ -67,47 +64,18 @@ def memory_for_training(device: torch.device) -> float:
     return CPU_SHARE * device_memory(device) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def choose_micro_rows(
-    config: ModelConfig,
-    rows: int,
-    row_tokens: int,
-    *,
-    device: torch.device,
-    precision: str,
-    optimizer: str,
-    chunk_tokens: int | None = None,
-    head_share: float = 1.0,
-    degrees: Mapping[Axis, int] | None = None,
-    parallel: ParallelConfig | None = None,
-    adapter_rank: int | None = None,
-    matrix_bytes: float = FULL,
-) -> int:
-    """The most rows, a divisor of this replica's `rows`, that fit through the model at once.
+def choose_micro_rows(whole: Workload, device: torch.device) -> int:
+    """The most rows, a divisor of those that a replica has in a step, that fit through the model at once.
 
-    States and activations are divided as `degrees` say, a process's share of them must fit.  A pipeline gets
-    as many micro-batches as it has stages, where there are rows for that, and a multiple of them where it is
-    interleaved.  Where not even one row fits as it is, one fits if activations are made again, unless
-    `parallel.recompute` says otherwise.  `head_share` of the tokens go through the head, `chunk_tokens` at a
-    time.  Depends on nothing that changes from start to start: a resumed run cuts its batches as before.
+    `whole` has all of the replica's rows at once.  States and activations are divided as its degrees say, a
+    process's share of them must fit.  A pipeline gets as many micro-batches as it has stages, where there are
+    rows for that, and a multiple of them where it is interleaved.  Where not even one row fits as it is, one
+    fits if activations are made again, unless `parallel.recompute` says otherwise.  Depends on nothing that
+    changes from start to start: a resumed run cuts its batches as before.
     """
-    parallel = parallel or ParallelConfig()
-    whole = Workload(
-        model=config,
-        micro_rows=rows,
-        row_tokens=row_tokens,
-        precision=precision,
-        optimizer="muon" if optimizer == "muon" else "adamw",
-        parallel=parallel,
-        degrees=degrees or {},
-        head_share=head_share,
-        chunk_tokens=chunk_tokens,
-        kernels=device.type == "cpu" and library() is not None,
-        adapter_rank=adapter_rank,
-        matrix_bytes=matrix_bytes,
-    )
-    sizes = micro_batch_sizes(whole, rows, device)
-    for mode in ways_to_recompute(parallel):
-        tried = [cut(whole, rows, n, mode) for n in sizes]
+    sizes = micro_batch_sizes(whole, device)
+    for mode in ways_to_recompute(whole.parallel):
+        tried = [cut(whole, rows, mode) for rows in sizes]
         fitting = [work.micro_rows for work in tried if footprint(work).total <= memory_for_training(device)]
         if fitting:
             return max(fitting)
@@ -119,9 +87,9 @@ def ways_to_recompute(parallel: ParallelConfig) -> tuple[Recompute, ...]:
     return ("none", "selective", "full") if parallel.recompute == "auto" else (parallel.recompute,)
 
 
-def micro_batch_sizes(work: Workload, rows: int, device: torch.device) -> list[int]:
-    """Divisors of `rows` that are worth a thought, the smallest first."""
-    stages, interleaved = work.degree("pipeline"), work.parallel.interleave > 1
+def micro_batch_sizes(whole: Workload, device: torch.device) -> list[int]:
+    """Divisors of a replica's rows that are worth a thought, the smallest first."""
+    rows, stages, interleaved = whole.micro_rows, whole.degree("pipeline"), whole.parallel.interleave > 1
     found = [n for n in range(1, rows + 1) if rows % n == 0]
     if interleaved:
         found = [n for n in found if rows // n % stages == 0]
@@ -132,14 +100,15 @@ def micro_batch_sizes(work: Workload, rows: int, device: torch.device) -> list[i
                 " interleave: 1"
             )
     if device.type != "cuda":
-        most = CPU_MICRO_BATCH_TOKENS * work.degree("context")
-        found = [n for n in found if n == found[0] or n * work.row_tokens <= most]
+        most = CPU_MICRO_BATCH_TOKENS * whole.degree("context")
+        found = [n for n in found if n == found[0] or n * whole.row_tokens <= most]
     return [n for n in found if rows // n >= stages] or found[:1]
 
 
-def cut(work: Workload, rows: int, micro_rows: int, mode: Recompute) -> Workload:
+def cut(whole: Workload, micro_rows: int, mode: Recompute = "none") -> Workload:
     """The same work with so many of its rows at a time."""
-    return replace(work, micro_rows=micro_rows, micro_batches=rows // micro_rows, recompute=mode)
+    micro_batches = whole.micro_rows // micro_rows
+    return replace(whole, micro_rows=micro_rows, micro_batches=micro_batches, recompute=mode)
 
 
 def choose_recompute(work: Workload, device: torch.device) -> tuple[Recompute, int | None]:
@@ -166,9 +135,10 @@ def too_large(work: Workload, device: torch.device) -> str:
     """What to say where not even the least fits."""
     needed, room = footprint(work), memory_for_training(device)
     rows = "one row" if work.micro_rows == 1 else f"{work.micro_rows} rows"
+    kept = "weights, teacher and optimizer" if work.teacher else "weights and optimizer"
     return (
         f"model: {rows} of {work.row_tokens:,} tokens needs {(needed.total - needed.states) / 1e9:,.2g} GB"
-        f" beside {needed.states / 1e9:,.2g} GB of weights and optimizer, and what a process may fill of this"
+        f" beside {needed.states / 1e9:,.2g} GB of {kept}, and what a process may fill of this"
         f" {device.type}'s memory is {room / 1e9:,.2g} GB; write a smaller model or fewer data.row_tokens, or"
         " spread it over more processes: parallel.shard"
     )

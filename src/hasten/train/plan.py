@@ -1,6 +1,6 @@
 """How a run will go, decided before its first step: length, cutting of batches, precision, compiling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,7 +18,7 @@ from hasten.train.config import TrainConfig
 from hasten.train.engine import choose_compile, choose_precision
 from hasten.train.footprint import FULL, Workload, with_recompute
 from hasten.train.horizon import Clock, Horizon, Steps
-from hasten.train.memory import choose_micro_rows, choose_recompute
+from hasten.train.memory import choose_micro_rows, choose_recompute, cut
 from hasten.train.metrics import measure_peak
 from hasten.train.optim import Rates
 from hasten.train.warm import is_warm, note_of
@@ -77,61 +77,61 @@ def make_plan(
     Of a step's rows each replica of the `grid` takes a part; by default each process is one.
     `adaptation` is the rank of pairs that are trained, and the bytes of a number in the frozen matrices.
     """
-    grid, row_tokens = grid or Grid.make(runtime), corpus.row_tokens
-    adapter_rank, matrix_bytes = adaptation
-    replicas, rows = grid.replicas, config.batch_rows(row_tokens, grid.replicas)
-    precision = choose_precision(config.precision, runtime.device)
-    micro_rows = config.micro_rows(row_tokens) or choose_micro_rows(
-        model,
-        rows // replicas,
-        row_tokens,
-        device=runtime.device,
-        precision=precision,
-        optimizer=config.optimizer.kind,
-        chunk_tokens=logits_at_once(objective, rows // replicas * row_tokens, model, runtime.device),
-        head_share=corpus.head_share,
-        degrees=grid.degrees,
-        parallel=grid.config,
-        adapter_rank=adapter_rank,
-        matrix_bytes=matrix_bytes,
-    )
-    corpus.check(rows, micro_rows, replicas)
-    micro_batches = rows // replicas // micro_rows
+    grid = grid or Grid.make(runtime)
+    rows, row_tokens = config.batch_rows(corpus.row_tokens, grid.replicas), corpus.row_tokens
+    whole = undivided(config, model, corpus, objective, runtime, rows=rows, grid=grid, adaptation=adaptation)
+    micro_rows = config.micro_rows(row_tokens) or choose_micro_rows(whole, runtime.device)
+    corpus.check(rows, micro_rows, grid.replicas)
+    chunk_tokens = logits_at_once(objective, micro_rows * row_tokens, model, runtime.device)
+    work = replace(cut(whole, micro_rows), chunk_tokens=chunk_tokens)
     if grid.degrees["pipeline"] > 1:  # refuses what its schedule cannot take
-        program(grid.config.order, grid.degrees["pipeline"], micro_batches, grid.config.interleave)
-    work = Workload(
-        model=model,
-        micro_rows=micro_rows,
+        program(grid.config.order, grid.degrees["pipeline"], work.micro_batches, grid.config.interleave)
+    shape = micro_rows, row_tokens, corpus.source_tokens, round(corpus.head_share * row_tokens)
+    flops = model.flops_per_token(row_tokens, source_tokens=work.source_tokens, head_share=corpus.head_share)
+    return Plan(
+        batch_rows=rows,
         row_tokens=row_tokens,
-        micro_batches=micro_batches,
-        precision=precision,
+        micro_rows=micro_rows,
+        horizon=make_horizon(config, rows, corpus.num_rows),
+        precision=work.precision,
+        note=note_of(model, shape, work.precision, runtime.device),
+        # Frozen matrices have no gradient of their own: two products are left of three.
+        flops_per_token=flops if work.adapter_rank is None else flops * 2 // 3,
+        source_tokens=corpus.source_tokens,
+        work=with_recompute(work, *choose_recompute(work, runtime.device)),
+    )
+
+
+def undivided(
+    config: TrainConfig,
+    model: ModelConfig,
+    corpus: Corpus,
+    objective: Objective,
+    runtime: Runtime,
+    *,
+    rows: int,
+    grid: Grid,
+    adaptation: tuple[int | None, float],
+) -> Workload:
+    """A step of `rows` rows, of which a replica takes its share at once."""
+    adapter_rank, matrix_bytes = adaptation
+    share, row_tokens = rows // grid.replicas, corpus.row_tokens
+    return Workload(
+        model=model,
+        micro_rows=share,
+        row_tokens=row_tokens,
+        precision=choose_precision(config.precision, runtime.device),
         optimizer=config.optimizer.kind,
         turns=Rates.at(config.optimizer, model, rows * row_tokens).turns,
         parallel=grid.config,
         degrees=grid.degrees,
         head_share=corpus.head_share,
-        chunk_tokens=logits_at_once(objective, micro_rows * row_tokens, model, runtime.device),
+        chunk_tokens=logits_at_once(objective, share * row_tokens, model, runtime.device),
         source_tokens=corpus.source_tokens or None,
         kernels=runtime.device.type == "cpu" and library() is not None,
         adapter_rank=adapter_rank,
         matrix_bytes=matrix_bytes,
-    )
-    horizon = make_horizon(config, rows, corpus.num_rows)
-    shape = micro_rows, row_tokens, corpus.source_tokens, round(corpus.head_share * row_tokens)
-    whole = model.flops_per_token(
-        row_tokens, source_tokens=corpus.source_tokens or None, head_share=corpus.head_share
-    )
-    return Plan(
-        batch_rows=rows,
-        row_tokens=row_tokens,
-        micro_rows=micro_rows,
-        horizon=horizon,
-        precision=precision,
-        note=note_of(model, shape, precision, runtime.device),
-        # Frozen matrices have no gradient of their own: two products are left of three.
-        flops_per_token=whole if adapter_rank is None else whole * 2 // 3,
-        source_tokens=corpus.source_tokens,
-        work=with_recompute(work, *choose_recompute(work, runtime.device)),
+        teacher=reading_along(objective),
     )
 
 
@@ -142,6 +142,12 @@ def logits_at_once(
     if not isinstance(objective, CrossEntropy | Distilled):
         return None
     return objective.chunk(num_tokens, model.vocabulary, device)
+
+
+def reading_along(objective: Objective) -> ModelConfig | None:
+    """The shape of a teacher that reads each batch before the student does."""
+    teacher = objective.teacher if isinstance(objective, Distilled) else None
+    return teacher.config if teacher is not None else None
 
 
 def make_horizon(config: TrainConfig, batch_rows: int, num_rows: int) -> Horizon:
