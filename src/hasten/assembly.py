@@ -13,6 +13,7 @@ from hasten.data.corpus import Corpus
 from hasten.data.prepare import RECORD, Prepared
 from hasten.data.tasks.corpus import TaskCorpus
 from hasten.data.tasks.dialogues import SpokenEncoding
+from hasten.data.tasks.labelled import LabelledConfig
 from hasten.data.tasks.protocol import Encoding
 from hasten.evaluate.during import scoring
 from hasten.evaluate.tasks import Subject
@@ -30,6 +31,7 @@ from hasten.tokenizer.template import TEMPLATE
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.agree import Agreement
 from hasten.train.begin import beginning
+from hasten.train.by_text import Texts
 from hasten.train.engine import choose_precision
 from hasten.train.look import Probe
 from hasten.train.reference import reference
@@ -196,7 +198,9 @@ def teaching_of(site: Site, rows: Rows, student: ModelConfig) -> Teaching | None
         check_rows(rows.corpus)
     longest = max(recipe.text.row_tokens, recipe.text.source_row_tokens or 0)
     given = recipe.objective, recipe.teacher_folder, student, rows.tokenizer
-    return open_teaching(*given, row_tokens=longest, device=site.runtime.device)
+    task = recipe.text.task
+    texts = Texts(task, rows.prepared) if isinstance(task, LabelledConfig) else None
+    return open_teaching(*given, row_tokens=longest, device=site.runtime.device, texts=texts)
 
 
 def heard(site: Site, rows: Rows, teaching: Teaching) -> Spoken:

@@ -170,6 +170,13 @@ def test_what_is_wrong_with_a_row_is_told(row, message):
         ({"labels": ["a", "b", "a"]}, "labels has 'a' twice"),
         ({"labels": ["a"]}, "labels needs two names or more"),
         ({"labels": ["a", ""]}, "labels"),
+        ({"prompt": "Is it good?"}, "names no column"),
+        ({"prompt": "{text}: {other}?"}, r"should name \{text\}, once"),
+        ({"prompt": "{text} {text}"}, r"should name \{text\}, once"),
+        (
+            {"prompt": "{other}, {text}?", "pair_field": "other"},
+            r"should name \{text\}, then \{other\}, once",
+        ),
         ({"to_long": "cut"}, r"no field 'to_long'\. Did you mean 'too_long'"),
     ],
 )
@@ -210,7 +217,28 @@ def test_texts_that_are_too_long_are_an_error_left_out_or_cut_as_the_recipe_says
     assert encoding.tally == {"cut": 3}
 
 
+@pytest.mark.parametrize("make", ["gpt2", "llama"])
+def test_a_prompt_is_read_around_each_text_as_if_they_were_one(make):
+    asked, tokenizer = "Review: {text}\nGood?", task_tokenizers.ours(make)
+    whole = [{"text": asked.format(text=row["text"]), "label": row["label"]} for row in singles()]
+    assert examples(tokenizer, "decoder", singles(), prompt=asked) == examples(tokenizer, "decoder", whole)
+    both = "First: {text}\nSecond: {other}\nDoes it follow?"
+    joined = [{"text": both.format(**row), "label": row["label"]} for row in pairs()]
+    found = examples(tokenizer, "decoder", pairs(), width=256, prompt=both, pair_field="other")
+    assert found == examples(tokenizer, "decoder", joined, width=256)
+
+
+def test_what_is_asked_stays_where_a_text_is_cut():
+    tokenizer = task_tokenizers.ours("gpt2")
+    given = {"prompt": "R: {text} Good?", "too_long": "cut"}
+    for example in examples(tokenizer, "decoder", [{"text": "long " * 9, "label": "no"}], 20, **given):
+        assert tokenizer.decode(list(example.tokens)) == "R: long long l Good?"
+        assert example.targets[-1] == 0 and len(example.tokens) == 20
+
+
 def test_a_text_of_which_no_token_is_left_is_left_out():
+    empty = [{"text": "\u200b", "label": "no"}]
+    assert examples(task_tokenizers.ours("bert"), "encoder", empty, prompt="the {text}") == ["no token"]
     assert examples(task_tokenizers.ours("bert"), "encoder", [{"text": "\u200b", "label": "no"}]) == [
         "no token"
     ]
@@ -220,7 +248,7 @@ def test_a_model_that_cannot_do_it_is_refused():
     tokenizer = task_tokenizers.ours("bert")
     with pytest.raises(ConfigError, match="a seq2seq model has no head of classes"):
         config().open(Setting(tokenizer, "seq2seq", 64, learnt=LABELS))
-    with pytest.raises(ConfigError, match=r"row_tokens is 2, and 2 of them are special"):
+    with pytest.raises(ConfigError, match=r"row_tokens is 2, and 2 stand around the text"):
         config().open(Setting(tokenizer, "encoder", 2, learnt=LABELS))
 
 

@@ -8,8 +8,8 @@ import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors
 
+from hasten.data.tasks.packed import packed_rows
 from hasten.data.tasks.protocol import Example
-from hasten.evaluate.packed import packed_rows
 from hasten.model.config import ModelConfig
 from hasten.model.heads import with_classes, with_spans
 from hasten.model.transformer import Transformer, build

@@ -2,20 +2,32 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from tiny_finetune import DECODER, ENCODER, chats, labelled, save_base
 
 from hasten import stages
+from hasten.assembly import assemble
+from hasten.core.batch import IGNORE
 from hasten.core.config import dump, parse
-from hasten.core.errors import ConfigError
+from hasten.core.errors import ConfigError, DataError
+from hasten.core.runtime import Runtime
+from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.protocol import Setting
 from hasten.defaults import filled
+from hasten.evaluate.classify import Classifier, class_names
 from hasten.lookup import find, load
+from hasten.model.interop import save_hugging_face
+from hasten.model.transformer import build
+from hasten.objective.distilled import LOGITS
 from hasten.recipe import Recipe
+from hasten.train.by_text import Reading
 from hasten.train.load import load_model
 
 STEPS = {"steps": 3, "batch_tokens": 256, "log_every": 1}
@@ -109,6 +121,68 @@ def test_a_classifier_teaches_a_smaller_one(tmp_path, byte_tokenizer):
     ended = load_model(tmp_path / "run")[0].config
     assert (ended.num_layers, ended.class_names) == (1, ("colour", "number"))
     assert "classification" in json.dumps(stages.evaluate(made))
+
+
+@pytest.fixture
+def spelt_otherwise(tmp_path: Path, byte_tokenizer: Any) -> dict[str, Any]:
+    """A recipe of an encoder, whose teacher is a decoder that numbers its tokens in another way."""
+    base = save_base(tmp_path / "decoder", DECODER, byte_tokenizer)
+    data = {**labelled(tmp_path), "cache": str(tmp_path / "cache"), "waive": ["leak", "duplicates"]}
+    shared = {"data": {**data, "row_tokens": 32}}
+    stages.train(recipe(tmp_path, {**shared, "output": str(tmp_path / "teacher"), "base": str(base)}))
+    own = tmp_path / "encoder"
+    save_hugging_face(build(ENCODER, 0), own)
+    byte_tokenizer("<pad>", "<s>", "</s>", "<|end|>").save(own)
+    objective = {"kind": "distillation", "teacher": str(tmp_path / "teacher"), "cache": {"samples": "all"}}
+    return {**shared, "base": str(own), "objective": {**objective, "temperature": 2.0, "labels": 0.5}}
+
+
+def test_a_decoder_teaches_an_encoder_that_spells_otherwise(spelt_otherwise, tmp_path):
+    exact = {**spelt_otherwise, "train": {**STEPS, "precision": "fp32"}}
+    made = recipe(tmp_path, exact)
+    run = assemble(made, Runtime(torch.device("cpu")), time.monotonic())
+    folder = tmp_path / "teacher"
+    teacher, tokenizer = load_model(folder)
+    assert tokenizer is not None and isinstance(made.text.task, LabelledConfig)
+    records = dict(made.prepared().records("train"))
+    asked = Classifier(teacher, tokenizer, made.text.task, class_names(teacher, made.text.task), 128)
+    own = {
+        name: asked.answers([record]).logits[0] for name, record in records.items()
+    }  # one at a time: nothing of another text is seen
+    said = 0
+    for batch in run.corpus.batches(0, rows=run.corpus.num_rows, micro_rows=run.corpus.num_rows):
+        logits = batch.extra[LOGITS][batch.targets != IGNORE]
+        expected = torch.tensor(np.array([own[name] for name in batch.documents]))
+        assert torch.allclose(logits.double(), expected, atol=1e-5)
+        said += len(logits)
+    assert said == len(records) > 40
+    assert run.fit().completed
+    asked_again = recipe(tmp_path, {**exact, "output": str(tmp_path / "second")})
+    assert stages.train(asked_again).completed
+    assert len(list((tmp_path / "cache" / "teachers").glob("*/complete.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cache": None}, "it reads each text once, before the first step; write objective.cache"),
+        ({"cache": None, "relations": {}}, "its places are not the student's; leave out objective.hidden"),
+    ],
+)
+def test_a_teacher_that_spells_otherwise_is_asked_for_answers_alone(changes, said, spelt_otherwise, tmp_path):
+    objective = {**spelt_otherwise["objective"], **changes}
+    with pytest.raises(ConfigError, match=said):
+        stages.train(recipe(tmp_path, {**spelt_otherwise, "objective": objective}))
+
+
+def test_a_text_that_a_teacher_cannot_read_is_named(byte_tokenizer):
+    task = LabelledConfig(too_long="drop")
+    setting = Setting(byte_tokenizer("</s>"), "decoder", 8, learnt={"labels": ["long", "short"]})
+    records = {name: {"text": name * 2, "label": name} for name in ("long", "short")}
+    reading = Reading(task.open(setting), records)
+    assert len(reading.example("long").tokens) == 8
+    with pytest.raises(DataError, match="short: the teacher finds this text too long, and reads 8 tokens"):
+        reading.example("short")
 
 
 def test_conversations_are_taught_from_a_cache(tmp_path, byte_tokenizer):

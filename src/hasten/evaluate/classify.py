@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hasten.core.batch import IGNORE
 from hasten.core.config import Config
 from hasten.core.console import Progress
 from hasten.core.errors import ConfigError, DataError
-from hasten.data.tasks.labelled import LabelledConfig, check_group
+from hasten.data.tasks.labelled import LabelledConfig, check_group, pooled_place
+from hasten.data.tasks.packed import PackedRows, packed_rows
 from hasten.data.tasks.protocol import Example, Record, Setting
 from hasten.evaluate.calibration import Calibration, calibration, fit_temperature, log_softmax
 from hasten.evaluate.interval import NORMAL_95
-from hasten.evaluate.packed import PackedRows, packed_rows, states
+from hasten.evaluate.states import states
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer
 
@@ -187,11 +187,6 @@ class Classifier:
             scores = self.model.logits(pooled.to(self.model.head_weight.dtype))
         numbers: NDArray[np.float64] = scores.double().cpu().numpy()
         return numbers
-
-
-def pooled_place(example: Example) -> int:
-    """Where the label is: the first token, or the last."""
-    return 0 if example.targets[0] != IGNORE else len(example.tokens) - 1
 
 
 def class_names(model: Transformer, task: LabelledConfig) -> list[str]:

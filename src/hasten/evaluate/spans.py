@@ -23,10 +23,11 @@ from hasten.core.batch import Batch
 from hasten.core.config import Config
 from hasten.core.console import Progress
 from hasten.core.errors import ConfigError
+from hasten.data.tasks.packed import PackedRows, packed_rows
 from hasten.data.tasks.protocol import Record, Setting
 from hasten.data.tasks.spans import Reading, SpansConfig, Window, example
 from hasten.evaluate.answers import AnswerScore, rule_of, score, score_answers
-from hasten.evaluate.packed import PackedRows, packed_rows, states
+from hasten.evaluate.states import states
 from hasten.model.shape import SPAN_CLASSES
 from hasten.model.transformer import Transformer
 from hasten.tokenizer.tokenizer import Tokenizer

@@ -14,6 +14,7 @@ from hasten.objective.distilled import Distilled
 from hasten.objective.inner import Inner
 from hasten.parallel.apply import Beginning
 from hasten.tokenizer.tokenizer import Tokenizer
+from hasten.train.by_text import Reading, Texts
 from hasten.train.load import load_model
 
 
@@ -24,7 +25,8 @@ class Teaching:
     config: Distillation
     teacher: Transformer
     inner: Inner
-    known: int  # tokens of the tokenizer of both
+    known: int  # tokens of the tokenizer of both, or classes
+    reading: Reading | None = None  # texts, for a teacher that spells otherwise
 
     def beginning(self, start: Beginning) -> Beginning:
         """What a student begins with, and beside it what makes its states as wide as its teacher's."""
@@ -51,26 +53,47 @@ def open_teaching(
     *,
     row_tokens: int,
     device: torch.device | str = "cpu",
+    texts: Texts | None = None,
 ) -> Teaching:
-    """The teacher in `folder` for a student of this shape; ConfigError where the two do not fit."""
+    """The teacher in `folder` for a student of this shape; ConfigError where the two do not fit.
+
+    With `texts` it may spell otherwise than the student, or be of another kind, if it says their classes.
+    """
     teacher, own = load_model(folder, device)
-    check_vocabulary(folder, own, tokenizer)
-    check_shapes(folder, teacher.config, student, row_tokens)
+    if own is None:
+        raise ConfigError(f"objective.teacher: {folder} has no tokenizer.json; put the teacher's own there")
+    alike = own.spells_like(tokenizer) and teacher.config.kind == student.kind
+    by_text = texts is not None and not alike and teacher.config.head == student.head == "pooled_classes"
+    if by_text:
+        check_answers(folder, config)
+    else:
+        check_vocabulary(folder, own, tokenizer)
+        check_shapes(folder, teacher.config, student, row_tokens)
     if config.asks_logits:
         check_heads(folder, teacher.config, student)
     nn.Module.requires_grad_(teacher, False)
     classes = student.head != "vocabulary"
     known = student.head_rows if classes else tokenizer.vocab_size
-    return Teaching(config, teacher, Inner(config, student, teacher.config), known)
+    reading = texts.read_by(teacher.config, own, row_tokens) if texts is not None and by_text else None
+    return Teaching(config, teacher, Inner(config, student, teacher.config), known, reading)
 
 
-def check_vocabulary(folder: Path, teacher: Tokenizer | None, student: Tokenizer) -> None:
-    """Refuse a teacher that numbers tokens in another way than its student."""
-    if teacher is None:
+def check_answers(folder: Path, config: Distillation) -> None:
+    """Refuse to ask at each step a teacher whose answers alone can be compared with its student's."""
+    if config.hidden is not None or config.relations is not None:
         raise ConfigError(
-            f"objective.teacher: {folder} has no tokenizer.json, and a student has to spell as its teacher"
-            " does; put the teacher's own beside its weights"
+            f"objective.teacher: {folder} has another vocabulary or kind than the student, so its places are"
+            " not the student's; leave out objective.hidden and objective.relations"
         )
+    if config.cache is None:
+        raise ConfigError(
+            f"objective.teacher: {folder} has another vocabulary or kind than the student, so it reads each"
+            " text once, before the first step; write objective.cache: {samples: all}"
+        )
+
+
+def check_vocabulary(folder: Path, teacher: Tokenizer, student: Tokenizer) -> None:
+    """Refuse a teacher that numbers tokens in another way than its student."""
     if teacher.spells_like(student):
         return
     raise ConfigError(

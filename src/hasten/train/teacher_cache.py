@@ -183,12 +183,10 @@ class Asking:
     @torch.no_grad()
     def hear(self, batch: Batch, pieces: list[Piece]) -> None:
         """Ask the teacher about some texts of a batch."""
-        device, teacher = self.runtime.device, self.teaching.teacher
-        places = np.concatenate([piece.row * batch.tokens.shape[1] + piece.places for piece in pieces])
+        teacher = self.teaching.teacher
         cuts = np.cumsum([len(piece.places) for piece in pieces])
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
-            hidden = teacher(**CrossEntropy().inputs(batch.to(device))).flatten(0, 1)
-            states = hidden[torch.from_numpy(places).to(device)]
+        with torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=self.half):
+            states = self.states(batch, pieces)
             chance = torch.from_numpy(np.concatenate([self.chances(piece) for piece in pieces]))
             size = max(1, AT_ONCE // teacher.config.vocabulary)
             parts = zip(states.split(size), chance.split(size), strict=True)
@@ -197,6 +195,16 @@ class Asking:
             )
         for piece, own in zip(pieces, cut(said, cuts), strict=True):
             self.writer.add(piece.key, own)
+
+    def states(self, batch: Batch, pieces: list[Piece]) -> Tensor:
+        """The teacher's states [N, D] at the places of some texts of a batch, as it reads them."""
+        device, teacher = self.runtime.device, self.teaching.teacher
+        if self.teaching.reading is not None:
+            names = dict(zip((piece.key for piece in pieces_of(batch)), batch.documents, strict=True))
+            return self.teaching.reading.states(teacher, [names[piece.key] for piece in pieces], device)
+        places = np.concatenate([piece.row * batch.tokens.shape[1] + piece.places for piece in pieces])
+        hidden = teacher(**CrossEntropy().inputs(batch.to(device))).flatten(0, 1)
+        return hidden[torch.from_numpy(places).to(device)]
 
     def chances(self, piece: Piece) -> NDArray[np.float64]:
         """The random number of each place: the piece's own, whoever asks and when."""

@@ -16,6 +16,7 @@ from hasten.core.errors import ConfigError, DataError, did_you_mean
 from hasten.data.tasks.columns import column, text_in
 from hasten.data.tasks.frame import frame_of
 from hasten.data.tasks.protocol import Example, Record, RowError, Setting, TaskConfig, TooLong, Unit
+from hasten.data.tasks.wording import Wording
 from hasten.tokenizer.tokenizer import Tokenizer
 
 TOO_LONG, NO_TOKEN = "too long", "no token"
@@ -34,6 +35,11 @@ class LabelledConfig(TaskConfig):
     text_field: str = Field("text", description="the column with the text")
     pair_field: str | None = Field(
         None, description="a second text, read behind the first: a premise and its hypothesis, two questions"
+    )
+    prompt: str | None = Field(
+        None,
+        description="words around the text, for a decoder that goes on with them: 'Review: {text}\\nIs it"
+        " good?', with the names of the columns in braces",
     )
     label_field: str = Field("label", description="names, whole numbers, or true and false")
     group_field: str | None = Field(
@@ -57,9 +63,16 @@ class LabelledConfig(TaskConfig):
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             twice = next(name for name, count in Counter(self.labels).items() if count > 1)
             raise ValueError(f"labels has '{twice}' twice; name each class once")
+        if self.prompt is not None:
+            Wording.of(self.prompt, self.columns)
         if self.labels is not None and len(self.labels) < 2:
             raise ValueError("labels needs two names or more; with one there is nothing to tell apart")
         return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the texts."""
+        return (self.text_field,) if self.pair_field is None else (self.text_field, self.pair_field)
 
     def record(self, row: Mapping[str, Any]) -> Record:
         """`text`, `pair` where there are two, the name of the `label`, and of its `group` if it has one."""
@@ -170,11 +183,15 @@ class LabelledEncoding:
         self.labels: list[str] = list(setting.learnt["labels"])
         self.numbers = {name: number for number, name in enumerate(self.labels)}
         self.frame = frame_of(setting.tokenizer, setting.reads, pair=config.pair_field is not None)
+        self.before: tuple[str, ...] = ("", "")
+        if config.prompt is not None:
+            wording = Wording.of(config.prompt, config.columns)
+            self.frame, self.before = wording.around(self.frame, setting.tokenizer), wording.before
         self.room = setting.row_tokens - self.frame.size  # for texts
         if self.room < 1 + (config.pair_field is not None):
             raise ConfigError(
-                f"data.row_tokens is {setting.row_tokens}, and {self.frame.size} of them are special; write"
-                " 64 or more"
+                f"data.row_tokens is {setting.row_tokens}, and {self.frame.size} stand around the text;"
+                " write 64 or more"
             )
         self.tally = Counter[str]()
 
@@ -185,9 +202,14 @@ class LabelledEncoding:
 
     def units(self, records: Sequence[Record]) -> list[list[Unit] | str]:
         """An example for each record, or why it is left out; DataError for a label that is no class."""
-        firsts = self.tokenizer.encode_batch([record["text"] for record in records])
-        seconds = self.tokenizer.encode_batch([record.get("pair", "") for record in records])
+        firsts = self.spelt(records, "text", self.before[0])
+        seconds = self.spelt(records, "pair", self.before[-1])
         return [self.unit(*each) for each in zip(records, firsts, seconds, strict=True)]
+
+    def spelt(self, records: Sequence[Record], name: str, before: str) -> list[list[int]]:
+        """The ids of one text of each record, behind the words before it; none where the text has none."""
+        alone, *found = self.tokenizer.encode_batch([before, *(before + r.get(name, "") for r in records)])
+        return [[] if ids == alone else ids for ids in found]
 
     def unit(self, record: Record, first: list[int], second: list[int]) -> list[Unit] | str:
         """The example of a record whose texts have these ids."""
@@ -228,3 +250,8 @@ class LabelledEncoding:
         if len(first) <= len(second):
             return first[:shorter], second[:longer]
         return first[:longer], second[:shorter]
+
+
+def pooled_place(example: Example) -> int:
+    """Where the label is: the first token, or the last."""
+    return 0 if example.targets[0] != IGNORE else len(example.tokens) - 1

@@ -1,6 +1,6 @@
 """Examples in rows, several to a row, so that a model looks at each of them and at hardly any padding.
 
-Letters in shapes: B rows, T tokens, E examples in a batch, D model width.
+Letters in shapes: B rows, T tokens, E examples in a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,6 @@ from hasten.core.batch import IGNORE, TYPES, Batch
 from hasten.data.examples import Places
 from hasten.data.pack import best_fit
 from hasten.data.tasks.protocol import Example
-from hasten.model.evaluating import evaluating
-from hasten.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,3 @@ def laid_out(
         extra={TYPES: torch.from_numpy(types)} if typed else {},
     )
     return PackedRows(batch, torch.from_numpy(numbers), torch.from_numpy(rows), torch.tensor(starts))
-
-
-def states(model: Transformer, batch: Batch, *, bf16: bool = False) -> Tensor:
-    """The model's last hidden states [B, T, D] of a batch, on the model's device, without dropout."""
-    device = next(model.parameters()).device
-    here = batch.to(device)
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        hidden: Tensor = model(here.tokens, positions=here.positions, segments=here.segments, **here.extra)
-    return hidden

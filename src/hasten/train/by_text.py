@@ -1,0 +1,77 @@
+"""A teacher of classes that spells otherwise than its student, or is of another kind: it reads the texts.
+
+What it says of a text is a score for each class, and classes are the same however a text is spelt.
+Letters in shapes: B rows, T tokens, N texts, D the teacher's width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.core.errors import DataError
+from hasten.data.prepare import Prepared
+from hasten.data.tasks.labelled import LabelledConfig, LabelledEncoding, pooled_place
+from hasten.data.tasks.packed import packed_rows
+from hasten.data.tasks.protocol import Example, Record, Setting
+from hasten.model.config import ModelConfig
+from hasten.model.transformer import Transformer
+from hasten.objective.cross_entropy import CrossEntropy
+from hasten.tokenizer.tokenizer import Tokenizer
+
+LONGER = 2
+"""Times a student's row, that a text may take where another tokenizer spells it."""
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The labelled texts behind the rows of a training."""
+
+    task: LabelledConfig
+    prepared: Prepared
+
+    def read_by(self, teacher: ModelConfig, tokenizer: Tokenizer, row_tokens: int) -> "Reading":
+        """The texts as such a teacher reads them, whose student has rows of so many tokens."""
+        named = list(self.prepared.records("train"))
+        records = dict(named)
+        if len(records) < len(named):
+            raise DataError(
+                "two files of data.sources have the same name, so a teacher cannot tell their rows apart;"
+                " give one of them another name"
+            )
+        longest = min(LONGER * row_tokens, teacher.max_positions)
+        setting = Setting(tokenizer, teacher.kind, longest, learnt=self.prepared.learnt)
+        return Reading(self.task.open(setting), records)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Records of texts by name, as a teacher reads them."""
+
+    encoding: LabelledEncoding
+    records: dict[str, Record]
+
+    def states(self, teacher: Transformer, names: Sequence[str], device: torch.device) -> Tensor:
+        """The teacher's states [N, D] at the places where it says the classes of the texts of these names."""
+        examples = [self.example(name) for name in names]
+        found = torch.empty(len(names), teacher.config.dim, device=device)
+        pooled = torch.tensor([pooled_place(example) for example in examples])
+        setting = self.encoding.setting
+        for rows in packed_rows(examples, setting.row_tokens, BATCH_TOKENS, setting.tokenizer.pad_id):
+            hidden = teacher(**CrossEntropy().inputs(rows.batch.to(device)))
+            at = rows.starts + pooled[rows.numbers]
+            found[rows.numbers] = hidden[rows.rows.to(device), at.to(device)].float()
+        return found
+
+    def example(self, name: str) -> Example:
+        """The text of this name; DataError where it does not fit into a row."""
+        (units,) = self.encoding.units([self.records[name]])
+        if isinstance(units, str):
+            most = self.encoding.setting.row_tokens
+            raise DataError(
+                f"{name}: the teacher finds this text {units}, and reads {most:,} tokens of one; write"
+                " data.task.too_long=cut, or leave the row out"
+            )
+        return units[0][0]
