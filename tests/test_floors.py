@@ -16,7 +16,19 @@ FLOORS = [
     {"adapt", "objective", "parallel"},
     {"train", "generate", "compress"},
     {"evaluate", "serve", "report", "plan"},
-    {"__main__", "cli", "verbs", "journey", "stages", "exchange", "overview", "recipe", "recipes", "lookup"}
+    {
+        "__main__",
+        "cli",
+        "verbs",
+        "journey",
+        "stages",
+        "lines",
+        "exchange",
+        "overview",
+        "recipe",
+        "recipes",
+        "lookup",
+    }
     | {"ledger", "launch", "templates", "assembly", "claim", "compression", "defaults", "trust"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

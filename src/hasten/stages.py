@@ -1,13 +1,11 @@
 """The stages of a recipe, each from files to files: what the verbs and the journey run."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 from hasten.assembly import assemble
 from hasten.compression.chain import StoppedError
@@ -15,7 +13,7 @@ from hasten.compression.record import Compression
 from hasten.compression.run import compress as take_chain
 from hasten.compression.table import show as show_compression
 from hasten.core.console import say
-from hasten.core.errors import ConfigError, DataError
+from hasten.core.errors import ConfigError
 from hasten.core.files import write_json, write_text
 from hasten.core.runtime import choose_device, start
 from hasten.data.prepare import Prepared
@@ -26,8 +24,6 @@ from hasten.evaluate.tasks import Subject, evaluate_task
 from hasten.generate.completion import Completion
 from hasten.generate.engine import OnText
 from hasten.generate.engine import generate as continue_prompts
-from hasten.generate.translate import CHUNK_LINES
-from hasten.generate.translate import translate as translate_lines
 from hasten.model.transformer import Decoder, Seq2Seq
 from hasten.objective.preference import Preference
 from hasten.plan.here import predict
@@ -156,46 +152,6 @@ def show_completions(recipe: Recipe) -> None:
 def show_piece(_index: int, piece: str) -> None:
     """Show a piece of the text at once."""
     print(piece, end="", flush=True)
-
-
-def translate(recipe: Recipe, source: Path | None, target: Path | None) -> None:
-    """Translate the lines of a file, or of standard input, to a file or to standard output."""
-    model, tokenizer, _ = loaded(recipe)
-    one_by_one = source is None and sys.stdin.isatty()
-    with opened(source, "r", sys.stdin) as lines, opened(target, "w", sys.stdout) as out:
-
-        def write(line: str) -> None:
-            out.write(line)
-            if one_by_one:
-                out.flush()
-
-        work = translate_lines(
-            model,
-            tokenizer,
-            lines,
-            recipe.generate,
-            write,
-            chunk_lines=1 if one_by_one else CHUNK_LINES,
-            # Beside the translations nothing else may go to standard output.
-            progress=lambda work: print(work, file=sys.stderr, flush=True),
-        )
-    if not work.lines:
-        raise DataError(f"{source or 'standard input'}: holds no line to translate")
-
-
-@contextmanager
-def opened(path: Path | None, mode: Literal["r", "w"], standard: TextIO) -> Iterator[TextIO]:
-    """A file of lines of UTF-8, or the standard stream where there is no path."""
-    if path is None:
-        yield standard
-        return
-    try:
-        with path.open(mode, encoding="utf-8", newline="\n") as file:
-            yield file
-    except (OSError, UnicodeDecodeError) as error:
-        what = "read as UTF-8 text" if mode == "r" else "written"
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be {what} ({reason}); name another file") from None
 
 
 def talk(recipe: Recipe) -> None:

@@ -13,12 +13,10 @@ import torch
 from hasten.core.batch import IGNORE
 from hasten.core.errors import ConfigError, DataError
 from hasten.data.tasks.labelled import LabelledConfig
+from hasten.evaluate.classifier import Answers, Classifier, class_names
 from hasten.evaluate.classify import (
-    Answers,
     ClassificationConfig,
-    Classifier,
     as_record,
-    class_names,
     class_scores,
     confusion,
     macro_f1,

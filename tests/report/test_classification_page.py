@@ -11,7 +11,8 @@ import pytest
 
 from hasten.core.files import write_json
 from hasten.evaluate.calibration import Bin, Calibration
-from hasten.evaluate.classify import ClassificationScore, ClassScore, Finer, Mistake, Tempered
+from hasten.evaluate.classifier import Finer
+from hasten.evaluate.classify import ClassificationScore, ClassScore, Mistake, Tempered
 from hasten.report.chart import HEIGHT, WIDTH
 from hasten.report.confusion import MOST, make_confusion
 from hasten.report.frame import page_environment

@@ -21,7 +21,7 @@ from hasten.core.runtime import Runtime
 from hasten.data.tasks.labelled import LabelledConfig
 from hasten.data.tasks.protocol import Setting
 from hasten.defaults import filled
-from hasten.evaluate.classify import Classifier, class_names
+from hasten.evaluate.classifier import Classifier, class_names
 from hasten.lookup import find, load
 from hasten.model.interop import save_hugging_face
 from hasten.model.transformer import build

@@ -47,7 +47,7 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for b in blocks for line in re.findall(r"^hasten .*$", b, re.M)]
 
 
-USED = ("import", "export", "translate", "embed", "inspect", "plan", "job")
+USED = ("import", "export", "translate", "classify", "embed", "inspect", "plan", "job")
 """Verbs with options of their own beside a recipe's, or none of a recipe's."""
 TINY = {"vocab_size": 258, "dim": 32, "num_layers": 2, "num_heads": 4, "max_positions": 64}
 LLAMA = {"preset": "smollm2-135m", "num_kv_heads": 2, "head_dim": 8, "ffn_dim": 64}
@@ -69,9 +69,11 @@ def write_model(folder: Path, shape: dict[str, Any]) -> None:
 def test_every_command_of_the_readme_that_takes_a_model_runs(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     models = {"path/to/model": LLAMA, "runs/demo": LLAMA, "path/to/encoder": BERT, "runs/translate-en-de": T5}
+    models["runs/classify"] = BERT | {"head": "pooled_classes", "num_classes": 2, "head_bias": True}
     for folder, shape in models.items():
         write_model(tmp_path / folder, shape)
     (tmp_path / "talk.en").write_text("A dog runs.\nA cat.\n")
+    (tmp_path / "new.csv").write_text("text,stars\nA joy.,5\n")
     (tmp_path / "my.yaml").write_text(find("demo").read_text(encoding="utf-8"), encoding="utf-8")
     if "runs/model to" in command:
         assert main(["import", "path/to/model", "output=runs/model"]) == 0

@@ -103,6 +103,7 @@ def test_the_fine_tuning_commands_of_the_readme_run_one_after_the_other(
     Path("reviews.csv").write_text(
         "text,label\n" + "".join(f"it is {word},{'good' if word < 'e' else 'bad'}\n" for word in words)
     )
+    Path("new.csv").write_text("text\nit is as\n")
     rows = [{"prompt": f"say {word}", "completion": word * 2} for word in words]
     Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = {"journey": SMALL, "chat": ["generate.max_new_tokens=3"]}
@@ -111,6 +112,7 @@ def test_the_fine_tuning_commands_of_the_readme_run_one_after_the_other(
         assert main([verb, *rest, *more.get(verb, [])]) == 0, command
     assert Path("runs/classify/report.html").is_file() and Path("runs/instruct/report.html").is_file()
     assert Path("models/mine/model.yaml").is_file()
+    assert json.loads(Path("said.jsonl").read_text())["predicted"] in ("good", "bad")
 
 
 def test_a_runs_folder_stands_for_its_recipe_where_that_has_a_base(tmp_path, monkeypatch):

@@ -4,26 +4,20 @@ Letters in shapes: N examples, C classes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from hasten.core.config import Config
-from hasten.core.console import Progress
-from hasten.core.errors import ConfigError, DataError
-from hasten.data.tasks.labelled import LabelledConfig, check_group, pooled_place
-from hasten.data.tasks.packed import PackedRows, packed_rows
-from hasten.data.tasks.protocol import Example, Record, Setting
+from hasten.core.errors import DataError
+from hasten.data.tasks.protocol import Record
 from hasten.evaluate.calibration import Calibration, calibration, fit_temperature, log_softmax
+from hasten.evaluate.classifier import Answers, Classifier, Finer
 from hasten.evaluate.interval import NORMAL_95
-from hasten.evaluate.states import states
-from hasten.model.transformer import Transformer
-from hasten.tokenizer.tokenizer import Tokenizer
 
 
 class ClassificationConfig(Config):
@@ -66,14 +60,6 @@ class Tempered:
 
 
 @dataclass(frozen=True)
-class Finer:
-    """How well the labels are told apart of which the classes that are scored are groups."""
-
-    labels: int
-    accuracy: float
-
-
-@dataclass(frozen=True)
 class ClassificationScore:
     """What a model made of `examples` texts.
 
@@ -94,122 +80,6 @@ class ClassificationScore:
     tempered: Tempered | None
     finer: Finer | None
     mistakes: list[Mistake]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's scores of all classes for some records."""
-
-    records: list[Record]
-    logits: NDArray[np.float64]  # [N, C]
-    labels: NDArray[np.int64]  # [N]
-    left_out: int
-    finer: Finer | None = None
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A model with what it takes to ask it; `labels` are the names of its classes, in order.
-
-    With `groups`, {label: group}, its answers are those of the groups: each as likely as its labels together.
-    """
-
-    model: Transformer
-    tokenizer: Tokenizer
-    task: LabelledConfig
-    labels: Sequence[str]
-    row_tokens: int
-    batch_tokens: int = 8192
-    bf16: bool = False
-    groups: Mapping[str, str] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """What texts are told apart as: the groups, or the labels themselves."""
-        return list(self.labels) if self.groups is None else sorted(set(self.groups.values()))
-
-    @property
-    def places(self) -> NDArray[np.int64]:
-        """The place in `names` of each label."""
-        groups, places = self.groups or {}, {name: place for place, name in enumerate(self.names)}
-        for label in self.labels:
-            if self.groups is not None and label not in groups:
-                raise DataError(
-                    f"no training row says which group the label {label!r} is of; leave it out of"
-                    " data.task.labels, or give a row with it"
-                )
-        return np.array([places[groups.get(label, label)] for label in self.labels], np.int64)
-
-    def answers(self, records: Sequence[Record]) -> Answers:
-        """What the model says to each record; DataError for a label that is none of its classes."""
-        config = self.model.config
-        row_tokens = min(self.row_tokens, config.max_positions)
-        setting = Setting(self.tokenizer, config.kind, row_tokens, learnt={"labels": list(self.labels)})
-        found = self.task.open(setting).units(records)
-        kept = [record for record, units in zip(records, found, strict=True) if not isinstance(units, str)]
-        examples = [unit[0] for units in found if not isinstance(units, str) for unit in units]
-        places = [pooled_place(example) for example in examples]
-        labels = [example.targets[place] for example, place in zip(examples, places, strict=True)]
-        logits = self.logits(examples, np.array(places, np.int64), row_tokens)
-        return self.grouped(Answers(kept, logits, np.array(labels, np.int64), len(records) - len(kept)))
-
-    def grouped(self, answers: Answers) -> Answers:
-        """Answers of groups for those of labels."""
-        if self.groups is None:
-            return answers
-        places = self.places
-        for record in answers.records:
-            check_group(record, self.groups[record["label"]])
-        right = answers.logits.argmax(axis=1) == answers.labels
-        members = [answers.logits[:, places == group] for group in range(len(self.names))]
-        logits = np.stack([np.logaddexp.reduce(some, axis=1) for some in members], axis=1)
-        finer = Finer(len(self.labels), float(right.mean()) if len(right) else 0.0)
-        return replace(answers, logits=logits, labels=places[answers.labels], finer=finer)
-
-    def logits(
-        self, examples: Sequence[Example], places: NDArray[np.int64], row_tokens: int
-    ) -> NDArray[np.float64]:
-        """Scores [N, C] at a place of each example [N]."""
-        result, at, done = np.empty((len(examples), len(self.labels))), torch.from_numpy(places), 0
-        with Progress("classify", len(examples), "texts") as progress:
-            for rows in packed_rows(examples, row_tokens, self.batch_tokens, self.tokenizer.pad_id):
-                result[rows.numbers.numpy()] = self.scores(rows, rows.starts + at[rows.numbers])
-                done += len(rows.numbers)
-                progress.update(done)
-        return result
-
-    def scores(self, rows: PackedRows, places: torch.Tensor) -> NDArray[np.float64]:
-        """Scores [E, C] at one place of each example [E] of a batch."""
-        hidden = states(self.model, rows.batch, bf16=self.bf16)
-        pooled = hidden[rows.rows.to(hidden.device), places.to(hidden.device)]
-        with torch.no_grad():
-            # The head is small: whatever the layers were computed in, it is in float32.
-            scores = self.model.logits(pooled.to(self.model.head_weight.dtype))
-        numbers: NDArray[np.float64] = scores.double().cpu().numpy()
-        return numbers
-
-
-def class_names(model: Transformer, task: LabelledConfig) -> list[str]:
-    """The names of a model's classes: its own, or those of the recipe, or numbers.
-
-    Raises ConfigError for a model without classes of texts, or where the recipe names others.
-    """
-    config = model.config
-    if config.head != "pooled_classes" or config.num_classes is None:
-        raise ConfigError(
-            f"model.head is {config.head}, which has no classes of texts; train one with"
-            " data.task.kind=labelled"
-        )
-    if config.class_names is not None:
-        return list(config.class_names)
-    if task.labels is None:
-        return [str(number) for number in range(config.num_classes)]
-    if len(task.labels) != config.num_classes:
-        raise ConfigError(
-            f"data.task.labels names {len(task.labels)} classes and the model has {config.num_classes}; name"
-            " each, in the model's order"
-        )
-    return list(task.labels)
 
 
 def score_labelled(

@@ -19,7 +19,8 @@ from hasten.data.tasks.preferences import PreferencesConfig
 from hasten.data.tasks.protocol import Record, Setting
 from hasten.data.tasks.spans import SpansConfig
 from hasten.evaluate import classify, spans
-from hasten.evaluate.classify import Classifier, class_names, score_labelled
+from hasten.evaluate.classifier import Classifier, class_names
+from hasten.evaluate.classify import score_labelled
 from hasten.evaluate.programs import read_problems
 from hasten.evaluate.run import EvaluateConfig, kept
 from hasten.evaluate.sample import drawn

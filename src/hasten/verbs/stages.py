@@ -148,16 +148,37 @@ def translate(words: Words) -> None:
     hasten translate runs/translate-en-de talk.en talk.de
     echo "A dog runs." | hasten translate runs/translate-en-de generate.beams=8
     """
+    recipe, source, target = with_files(words, "translate")
+    from hasten import lines
+
+    lines.translate(recipe, source, target)
+
+
+def classify(words: Words) -> None:
+    """hasten classify RECIPE|RUN|MODEL [INPUT [OUTPUT]] [key=value ...]
+
+    Tells the class of each text with a classifier: of the lines of a text file or of standard input,
+    or of the rows of a .jsonl, .csv, .tsv or .parquet file, by the columns that data.task names.  A
+    .jsonl output has each row with predicted, probability and the probabilities of all classes; a
+    .tsv, and standard output, class, probability and text.
+
+    hasten classify runs/classify reviews.csv said.jsonl
+    echo "A joy from start to end." | hasten classify runs/classify
+    """
+    recipe, source, target = with_files(words, "classify")
+    from hasten import lines
+
+    lines.classify(recipe, source, target)
+
+
+def with_files(words: Words, verb: str) -> "tuple[Recipe, Path | None, Path | None]":
+    """The recipe, an input and an output among the words."""
     files = [Path(word) for word in words[1:] if "=" not in word]
     if len(files) > 2:
-        raise ConfigError(
-            f"hasten translate takes one input and one output, got {', '.join(map(str, files))}"
-        )
-    recipe = recipe_of([*words[:1], *(word for word in words[1:] if "=" in word)], "translate")
-    from hasten import stages
-
+        raise ConfigError(f"hasten {verb} takes one input and one output, got {', '.join(map(str, files))}")
+    recipe = recipe_of([*words[:1], *(word for word in words[1:] if "=" in word)], verb)
     source, target = [*files, None, None][:2]
-    stages.translate(recipe, source, target)
+    return recipe, source, target
 
 
 def chat(words: Words) -> None:

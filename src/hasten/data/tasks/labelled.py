@@ -76,10 +76,13 @@ class LabelledConfig(TaskConfig):
 
     def record(self, row: Mapping[str, Any]) -> Record:
         """`text`, `pair` where there are two, the name of the `label`, and of its `group` if it has one."""
-        fields = {"text": self.text_field, "pair": self.pair_field}
-        texts = {name: text_in(row, field) for name, field in fields.items() if field is not None}
         group = {} if self.group_field is None else {"group": text_in(row, self.group_field)}
-        return {**texts, "label": self.name(column(row, self.label_field)), **group}
+        return {**self.asked(row), "label": self.name(column(row, self.label_field)), **group}
+
+    def asked(self, row: Mapping[str, Any]) -> Record:
+        """The record of a row whose label nobody knows: its texts."""
+        fields = {"text": self.text_field, "pair": self.pair_field}
+        return {name: text_in(row, field) for name, field in fields.items() if field is not None}
 
     def name(self, label: Any) -> str:
         """The name of a label: of a number, what `labels` has there."""
@@ -212,14 +215,15 @@ class LabelledEncoding:
         return [[] if ids == alone else ids for ids in found]
 
     def unit(self, record: Record, first: list[int], second: list[int]) -> list[Unit] | str:
-        """The example of a record whose texts have these ids."""
+        """The example of a record whose texts have these ids; without a label, its target means nothing."""
         if not first or ("pair" in record and not second):
             return NO_TOKEN
         if len(first) + len(second) > self.room:
             if self.config.too_long == "drop":
                 return TOO_LONG
             first, second = self.shortened(record, first, second)
-        return [(self.example(first, second, self.number(record["label"])),)]
+        label = self.number(record["label"]) if "label" in record else 0
+        return [(self.example(first, second, label),)]
 
     def number(self, label: str) -> int:
         """The number of a class by its name."""

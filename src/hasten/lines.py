@@ -1,0 +1,99 @@
+"""Lines and rows of a person's files, each answered in its place: translated, or told its class."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from hasten.core.errors import ConfigError, DataError
+from hasten.data.source import ROWS, extension
+from hasten.data.tasks.labelled import LabelledConfig
+from hasten.evaluate import label
+from hasten.evaluate.classifier import Classifier, class_names
+from hasten.generate import translate as translations
+from hasten.recipe import Recipe
+from hasten.stages import loaded
+from hasten.tokenizer.tokenizer import Tokenizer
+
+
+def translate(recipe: Recipe, source: Path | None, target: Path | None) -> None:
+    """Translate the lines of a file, or of standard input, to a file or to standard output."""
+    model, tokenizer, _ = loaded(recipe)
+    one_by_one = source is None and sys.stdin.isatty()
+    with opened(source, "r", sys.stdin) as lines, opened(target, "w", sys.stdout) as out:
+
+        def write(line: str) -> None:
+            out.write(line)
+            if one_by_one:
+                out.flush()
+
+        work = translations.translate(
+            model,
+            tokenizer,
+            lines,
+            recipe.generate,
+            write,
+            chunk_lines=1 if one_by_one else translations.CHUNK_LINES,
+            # Beside the translations nothing else may go to standard output.
+            progress=lambda work: print(work, file=sys.stderr, flush=True),
+        )
+    if not work.lines:
+        raise DataError(f"{source or 'standard input'}: holds no line to translate")
+
+
+def classify(recipe: Recipe, source: Path | None, target: Path | None) -> None:
+    """Tell the class of each row or line of a file, or of standard input: to a file or standard output."""
+    if target is not None and target.suffix not in (".jsonl", ".tsv"):
+        raise ConfigError(f"{target}: is neither .jsonl nor .tsv; give it one of these endings")
+    model, tokenizer, _ = loaded(recipe)
+    classifier = classifier_here(recipe, model, tokenizer)
+    columns = target is None or target.suffix == ".tsv"
+    rows = source is not None and extension(source) in ROWS
+    one_by_one = source is None and sys.stdin.isatty()
+    with (
+        opened(None if rows else source, "r", sys.stdin) as lines,
+        opened(target, "w", sys.stdout) as out,
+    ):
+
+        def write(row: dict[str, Any]) -> None:
+            out.write(label.as_columns(row, classifier.task) if columns else label.as_json(row))
+            if one_by_one:
+                out.flush()
+
+        counts = label.classify(
+            classifier,
+            label.asked_of(source, lines, classifier.task),
+            write,
+            chunk_rows=1 if one_by_one else label.CHUNK_ROWS,
+            # Beside the classes nothing else may go to standard output.
+            progress=lambda said: print(said, file=sys.stderr, flush=True),
+        )
+    if not any(counts.values()):
+        raise DataError(f"{source or 'standard input'}: holds no text to classify")
+    print(", ".join(f"{name} {count:,}" for name, count in counts.items()), file=sys.stderr)
+
+
+def classifier_here(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Classifier:
+    """The recipe's model as something to be asked; a model without a recipe about the column `text`."""
+    data, config = recipe.data, recipe.evaluate
+    task = data.task if data is not None and isinstance(data.task, LabelledConfig) else LabelledConfig()
+    names, longest = class_names(model, task), model.config.max_positions if data is None else data.row_tokens
+    groups = recipe.prepared().learnt.get("groups") if task.group_field is not None else None
+    sizes = longest, config.batch_tokens
+    return Classifier(model, tokenizer, task, names, *sizes, bf16=config.bf16(model), groups=groups)
+
+
+@contextmanager
+def opened(path: Path | None, mode: Literal["r", "w"], standard: TextIO) -> Iterator[TextIO]:
+    """A file of lines of UTF-8, or the standard stream where there is no path."""
+    if path is None:
+        yield standard
+        return
+    try:
+        with path.open(mode, encoding="utf-8", newline="\n") as file:
+            yield file
+    except (OSError, UnicodeDecodeError) as error:
+        what = "read as UTF-8 text" if mode == "r" else "written"
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be {what} ({reason}); name another file") from None
