@@ -13,7 +13,7 @@ from hasten.data.corpus import Corpus
 from hasten.data.prepare import RECORD, Prepared
 from hasten.data.tasks.corpus import TaskCorpus
 from hasten.data.tasks.dialogues import SpokenEncoding
-from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.labelled import LabelledConfig, LabelledEncoding
 from hasten.data.tasks.protocol import Encoding
 from hasten.evaluate.during import scoring
 from hasten.evaluate.tasks import Subject
@@ -138,7 +138,10 @@ def made_of(site: Site, rows: Rows, architecture: ModelConfig) -> Made:
     given = architecture, recipe.base_folder, recipe.adapt, recipe.rank_for(rows.corpus)
     # FSDP wants parameters of one type, and casts what it gathers.
     half = site.precision != "fp32" and site.grid.degrees["shard"] == 1
-    start, notes = beginning(*given, half=half, stay=recipe.staying, corpus=rows.corpus, seed=seed)
+    words = rows.encoding.words if isinstance(rows.encoding, LabelledEncoding) else None
+    start, notes = beginning(
+        *given, half=half, stay=recipe.staying, corpus=rows.corpus, words=words, seed=seed
+    )
     teaching = teaching_of(site, rows, architecture)
     start = start if teaching is None else teaching.beginning(start)
     if isinstance(rows.encoding, SpokenEncoding):  # how a model of conversations is to be asked

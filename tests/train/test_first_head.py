@@ -11,7 +11,7 @@ from hasten.data.corpus import Corpus
 from hasten.model.config import ModelConfig
 from hasten.model.heads import with_classes, with_spans
 from hasten.model.transformer import build
-from hasten.train.first_head import HEAD, SPREAD, as_it_begins, first_head, what_it_reads
+from hasten.train.first_head import HEAD, SPREAD, as_it_begins, first_head, head_of_words, what_it_reads
 
 ENCODER = {"kind": "encoder", "position": "learned", "pooler": "tanh", "num_token_types": 2, "head": "none"}
 DECODER = {"kind": "decoder", "position": "rotary"}
@@ -70,6 +70,21 @@ def test_the_head_is_a_function_of_the_seed_and_reads_without_touching_the_weigh
     first, again, other = (first_head(config, weights, corpus, seed=seed)[HEAD] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert all(torch.equal(weights[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_classes_begin_as_the_words_that_a_decoder_would_say(tied):
+    before = shape(**DECODER, tied=tied)
+    base = dict(build(before, seed=3).named_parameters())
+    said = base["embedding.weight" if tied else HEAD]
+    config = with_classes(before, ["bad", "very good"])
+    (found,) = head_of_words(config, base, [[5], [7, 9]]).values()
+    assert torch.equal(found[0], said[5]) and torch.allclose(found[1], (said[7] + said[9]) / 2)
+    classes = dict(build(config, seed=3).named_parameters())
+    assert head_of_words(config, classes, [[5], [7]]) == {}  # what it begins with says no words
+    encoder = shape(**ENCODER)
+    named = with_classes(encoder, ["bad", "good"])
+    assert head_of_words(named, dict(build(encoder, 0).named_parameters()), [[5], [7]]) == {}
 
 
 def test_a_head_that_is_there_and_a_head_of_words_stay(corpus):

@@ -1,6 +1,6 @@
 """A training that begins with a model that is there: what it takes over, what is new, how it is adapted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from hasten.model.factored import factored_layers, put_factored
 from hasten.model.fewer import renumbered
 from hasten.model.transformer import Transformer, assemble
 from hasten.parallel.apply import Beginning
-from hasten.train.first_head import first_head
+from hasten.train.first_head import HEAD, first_head, head_of_words
 from hasten.train.footprint import FULL
 from hasten.train.load import AdapterNote, digest_of, load_trainable
 from hasten.train.restore import checkpoint_in
@@ -39,6 +39,7 @@ def beginning(
     half: bool = False,
     stay: Mapping[str, list[int]] | None = None,
     corpus: Corpus | None = None,
+    words: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
 ) -> tuple[Beginning, dict[str, str]]:
     """What a model of `config` begins with: weights in the folder `base`, pairs of this rank, or neither.
@@ -46,8 +47,9 @@ def beginning(
     With it, what a checkpoint has to say of a model that holds only what was trained (`adapter.yaml`), or
     whose matrices are of low rank (`compression.yaml`).
     `half`: products are made in bf16, and frozen matrices may be kept so.  `stay`: the layers of the base
-    that a smaller model begins with, on each side (`train/layers.py`); None is all.  `corpus`: what a new
-    head of classes is drawn to the measure of (`train/first_head.py`), by `seed`.
+    that a smaller model begins with, on each side (`train/layers.py`); None is all.  A new head of classes
+    (`train/first_head.py`) begins with `words`, the ids of each class, or is drawn by `seed` to the measure
+    of the `corpus`.
     """
     if base is None:
         return Beginning(), {}
@@ -62,6 +64,8 @@ def beginning(
     if stay is not None:
         there = renumbered(there, stay)
     weights = weights_to_begin_with(config, there, base, ranks)
+    if words is not None and HEAD not in weights:
+        weights |= head_of_words(config, there, words)
     if corpus is not None:
         weights |= first_head(config, weights, corpus, seed=seed, ranks=ranks)
     if ranks:

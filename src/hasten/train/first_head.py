@@ -7,7 +7,7 @@ encoder are ten times those of another.  So a few rows are read first, and the h
 (Mishkin and Matas 2016, "All you need is a good init", do so for every layer).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log2
 
 import torch
@@ -53,6 +53,25 @@ def first_head(
     drawn = torch.empty(config.head_rows, config.dim)
     drawn.normal_(generator=torch.Generator().manual_seed(seed))
     return {HEAD: drawn * 2 ** (round(log2(size) * STEPS_AN_OCTAVE) / STEPS_AN_OCTAVE)}
+
+
+def head_of_words(
+    config: ModelConfig, base: Mapping[str, Tensor], words: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """`head.weight` [C, D] of a decoder's classes that begin as words: the rows that say their tokens.
+
+    The model then tells classes apart from the first step as it would go on with a prompt (Schick and Schütze
+    2021, "PET"); of a class of several tokens by the mean of their rows.  `base` are the decoder's weights,
+    `words` the ids of each class.  Empty where `base` says no words, or the model has no classes of texts.
+    """
+    said = base.get(HEAD, base["embedding.weight"])
+    if (
+        config.kind != "decoder"
+        or config.head != "pooled_classes"
+        or len(said) < len(base["embedding.weight"])
+    ):
+        return {}
+    return {HEAD: torch.stack([said[list(ids)].float().mean(dim=0) for ids in words])}
 
 
 def as_it_begins(

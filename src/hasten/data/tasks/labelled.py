@@ -173,7 +173,10 @@ def check_known(name: str, labels: Sequence[str]) -> None:
 
 
 class LabelledEncoding:
-    """Labelled texts as a model reads them.  `tally` counts texts that were cut."""
+    """Labelled texts as a model reads them.
+
+    `tally` counts texts that were cut; `words` are the ids of each label as an answer to the prompt.
+    """
 
     def __init__(self, config: LabelledConfig, setting: Setting) -> None:
         """Raises ConfigError for a model that reads a source and writes, or a row without room for text."""
@@ -187,9 +190,11 @@ class LabelledEncoding:
         self.numbers = {name: number for number, name in enumerate(self.labels)}
         self.frame = frame_of(setting.tokenizer, setting.reads, pair=config.pair_field is not None)
         self.before: tuple[str, ...] = ("", "")
+        self.words: list[list[int]] | None = None
         if config.prompt is not None:
             wording = Wording.of(config.prompt, config.columns)
             self.frame, self.before = wording.around(self.frame, setting.tokenizer), wording.before
+            self.words = [wording.answer(label, setting.tokenizer) for label in self.labels]
         self.room = setting.row_tokens - self.frame.size  # for texts
         if self.room < 1 + (config.pair_field is not None):
             raise ConfigError(

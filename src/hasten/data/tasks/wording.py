@@ -29,6 +29,11 @@ class Wording:
         literal, name = pieces[-1]
         return cls(tuple(literal for literal, _ in named), literal if name is None else "")
 
+    def answer(self, label: str, tokenizer: Tokenizer) -> list[int]:
+        """The ids of a label as a text goes on with it behind what is asked."""
+        apart = " " if label[0].isascii() and self.behind and not self.behind[-1].isspace() else ""
+        return tokenizer.encode(apart + label)
+
     def around(self, frame: Frame, tokenizer: Tokenizer) -> Frame:
         """The frame with what is asked behind the texts, and nothing but words between them."""
         asked = tuple(tokenizer.encode(self.behind))
