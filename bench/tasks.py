@@ -83,6 +83,7 @@ def preferred(found: Record) -> Record:
 TASKS = {
     "sst2": Task("classify", accuracy, MINILM, 0.90),
     "sst2-lora": Task("classify", accuracy, MINILM, None, LORA),
+    "sst2-prompted": Task("classify-prompted", accuracy, SMOLLM),
     "trec": Task("classify-questions", accuracy, MINILM, 0.95),
     "ag-news": Task("classify-topics", accuracy, MINILM, 0.88),
     "chnsenticorp": Task("classify-zh", accuracy, None, 0.85),

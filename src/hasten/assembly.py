@@ -15,6 +15,7 @@ from hasten.data.tasks.corpus import TaskCorpus
 from hasten.data.tasks.dialogues import SpokenEncoding
 from hasten.data.tasks.labelled import LabelledConfig, LabelledEncoding
 from hasten.data.tasks.protocol import Encoding
+from hasten.data.tasks.wording import PROMPT, TEXTS
 from hasten.evaluate.during import scoring
 from hasten.evaluate.tasks import Subject
 from hasten.model.config import ModelConfig
@@ -146,6 +147,8 @@ def made_of(site: Site, rows: Rows, architecture: ModelConfig) -> Made:
     start = start if teaching is None else teaching.beginning(start)
     if isinstance(rows.encoding, SpokenEncoding):  # how a model of conversations is to be asked
         notes[TEMPLATE] = rows.encoding.template
+    if isinstance(rows.encoding, LabelledEncoding) and rows.encoding.wording is not None:
+        notes[PROMPT] = rows.encoding.wording.written(TEXTS[: len(rows.encoding.before)])
     return Made(*parallelize(architecture, seed, site.grid, site.precision, start), teaching, notes)
 
 

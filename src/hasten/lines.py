@@ -9,6 +9,7 @@ from typing import Any, Literal, TextIO
 from hasten.core.errors import ConfigError, DataError
 from hasten.data.source import ROWS, extension
 from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.wording import prompt_of
 from hasten.evaluate import label
 from hasten.evaluate.classifier import Classifier, class_names
 from hasten.generate import translate as translations
@@ -46,8 +47,7 @@ def classify(recipe: Recipe, source: Path | None, target: Path | None) -> None:
     """Tell the class of each row or line of a file, or of standard input: to a file or standard output."""
     if target is not None and target.suffix not in (".jsonl", ".tsv"):
         raise ConfigError(f"{target}: is neither .jsonl nor .tsv; give it one of these endings")
-    model, tokenizer, _ = loaded(recipe)
-    classifier = classifier_here(recipe, model, tokenizer)
+    classifier = classifier_here(recipe, *loaded(recipe))
     columns = target is None or target.suffix == ".tsv"
     rows = source is not None and extension(source) in ROWS
     one_by_one = source is None and sys.stdin.isatty()
@@ -74,10 +74,11 @@ def classify(recipe: Recipe, source: Path | None, target: Path | None) -> None:
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()), file=sys.stderr)
 
 
-def classifier_here(recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Classifier:
+def classifier_here(recipe: Recipe, model: Any, tokenizer: Tokenizer, folder: Path) -> Classifier:
     """The recipe's model as something to be asked; a model without a recipe about the column `text`."""
     data, config = recipe.data, recipe.evaluate
-    task = data.task if data is not None and isinstance(data.task, LabelledConfig) else LabelledConfig()
+    task = data.task if data is not None and isinstance(data.task, LabelledConfig) else None
+    task = task or LabelledConfig(prompt=prompt_of(folder, ("text",)))
     names, longest = class_names(model, task), model.config.max_positions if data is None else data.row_tokens
     groups = recipe.prepared().learnt.get("groups") if task.group_field is not None else None
     sizes = longest, config.batch_tokens

@@ -30,6 +30,7 @@ from hasten.recipe import Recipe
 from hasten.train.by_text import Reading
 from hasten.train.load import load_model
 
+PROMPT = "Text: {text}\nKind:"
 STEPS = {"steps": 3, "batch_tokens": 256, "log_every": 1}
 
 
@@ -125,11 +126,12 @@ def test_a_classifier_teaches_a_smaller_one(tmp_path, byte_tokenizer):
 
 @pytest.fixture
 def spelt_otherwise(tmp_path: Path, byte_tokenizer: Any) -> dict[str, Any]:
-    """A recipe of an encoder, whose teacher is a decoder that numbers its tokens in another way."""
+    """A recipe of an encoder, whose teacher is a decoder that numbers its tokens otherwise, and is asked."""
     base = save_base(tmp_path / "decoder", DECODER, byte_tokenizer)
     data = {**labelled(tmp_path), "cache": str(tmp_path / "cache"), "waive": ["leak", "duplicates"]}
     shared = {"data": {**data, "row_tokens": 32}}
-    stages.train(recipe(tmp_path, {**shared, "output": str(tmp_path / "teacher"), "base": str(base)}))
+    prompted = {**shared["data"], "task": {"kind": "labelled", "prompt": PROMPT}}
+    stages.train(recipe(tmp_path, {"data": prompted, "output": str(tmp_path / "teacher"), "base": str(base)}))
     own = tmp_path / "encoder"
     save_hugging_face(build(ENCODER, 0), own)
     byte_tokenizer("<pad>", "<s>", "</s>", "<|end|>").save(own)
@@ -143,9 +145,10 @@ def test_a_decoder_teaches_an_encoder_that_spells_otherwise(spelt_otherwise, tmp
     run = assemble(made, Runtime(torch.device("cpu")), time.monotonic())
     folder = tmp_path / "teacher"
     teacher, tokenizer = load_model(folder)
-    assert tokenizer is not None and isinstance(made.text.task, LabelledConfig)
+    assert tokenizer is not None
     records = dict(made.prepared().records("train"))
-    asked = Classifier(teacher, tokenizer, made.text.task, class_names(teacher, made.text.task), 128)
+    task = LabelledConfig(prompt=PROMPT)
+    asked = Classifier(teacher, tokenizer, task, class_names(teacher, task), 128)
     own = {
         name: asked.answers([record]).logits[0] for name, record in records.items()
     }  # one at a time: nothing of another text is seen
@@ -173,6 +176,17 @@ def test_a_teacher_that_spells_otherwise_is_asked_for_answers_alone(changes, sai
     objective = {**spelt_otherwise["objective"], **changes}
     with pytest.raises(ConfigError, match=said):
         stages.train(recipe(tmp_path, {**spelt_otherwise, "objective": objective}))
+
+
+def test_a_teacher_that_is_asked_otherwise_reads_the_texts_too(spelt_otherwise, tmp_path):
+    like_the_teacher = {**spelt_otherwise, "base": str(tmp_path / "decoder")}
+    assert stages.train(recipe(tmp_path, like_the_teacher)).completed
+    not_cached = {**like_the_teacher["objective"], "cache": None}
+    with pytest.raises(ConfigError, match="is asked otherwise than the student"):
+        stages.train(recipe(tmp_path, {**like_the_teacher, "objective": not_cached, "output": "again"}))
+    task = {**like_the_teacher["data"], "task": {"kind": "labelled", "prompt": PROMPT}}
+    alike = {**like_the_teacher, "objective": not_cached, "data": task, "output": str(tmp_path / "alike")}
+    assert stages.train(recipe(tmp_path, alike)).completed  # reads along, row for row
 
 
 def test_a_text_that_a_teacher_cannot_read_is_named(byte_tokenizer):

@@ -9,13 +9,17 @@ import torch
 from tiny_finetune import DECODER, labelled, save_base
 
 from hasten.assembly import assemble
+from hasten.cli import main
 from hasten.core.config import parse
+from hasten.core.errors import DataError
 from hasten.core.runtime import Runtime
 from hasten.data.tasks.labelled import LabelledConfig
+from hasten.data.tasks.wording import Wording, prompt_of
 from hasten.defaults import filled
 from hasten.evaluate.classifier import Classifier
 from hasten.recipe import Recipe
 from hasten.train.load import load_model
+from hasten.train.restore import checkpoint_in
 
 PROMPT = "Text: {text}\nKind:"
 CLASSES = ["colour", "number"]
@@ -55,4 +59,26 @@ def test_before_the_first_step_it_says_what_the_decoder_says(recipe, tmp_path):
         expected = torch.stack([logits[word].mean() for word in words]).log_softmax(0)
         assert torch.tensor(own).float() == pytest.approx(expected, abs=1e-5)
     assert run.fit().completed
+    checkpoint = checkpoint_in(tmp_path / "run")
+    assert prompt_of(checkpoint, ("text",)) == PROMPT
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    for number, source in enumerate((tmp_path / "run", checkpoint)):  # a checkpoint alone asks as well
+        said = tmp_path / f"{number}.tsv"
+        assert main(["classify", str(source), str(tmp_path / "texts.txt"), str(said)]) == 0
+    assert (tmp_path / "0.tsv").read_text() == (tmp_path / "1.tsv").read_text() != ""
     assert load_model(tmp_path / "run")[0].config.class_names == tuple(CLASSES)
+
+
+@pytest.mark.parametrize("written", ["Is {a}{{b}} so?", "{a}", "{{}}{a}: "])
+def test_a_prompt_that_is_kept_is_the_one_that_was_given(written):
+    wording = Wording.of(written, ("a",))
+    assert Wording.of(wording.written(("text",)), ("text",)) == wording and wording.written(("a",)) == written
+
+
+@pytest.mark.parametrize(
+    "text", ["no text is named", "{text} {text}", "{other}", "{text", "{text}" + "x" * 100_001]
+)
+def test_a_prompt_of_a_folder_that_is_none_is_refused(text, tmp_path):
+    (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"prompt\.txt: .*it should hold the prompt that the model"):
+        prompt_of(tmp_path, ("text",))

@@ -6,6 +6,7 @@ Letters in shapes: B rows, T tokens, N texts, D the teacher's width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from hasten.data.prepare import Prepared
 from hasten.data.tasks.labelled import LabelledConfig, LabelledEncoding, pooled_place
 from hasten.data.tasks.packed import packed_rows
 from hasten.data.tasks.protocol import Example, Record, Setting
+from hasten.data.tasks.wording import prompt_of
 from hasten.model.config import ModelConfig
 from hasten.model.transformer import Transformer
 from hasten.objective.cross_entropy import CrossEntropy
@@ -32,8 +34,12 @@ class Texts:
     task: LabelledConfig
     prepared: Prepared
 
-    def read_by(self, teacher: ModelConfig, tokenizer: Tokenizer, row_tokens: int) -> "Reading":
-        """The texts as such a teacher reads them, whose student has rows of so many tokens."""
+    def asks_alike(self, folder: Path) -> bool:
+        """Whether the teacher in `folder` is asked as its student is."""
+        return prompt_of(folder, self.task.columns) == self.task.prompt
+
+    def read_by(self, folder: Path, teacher: ModelConfig, tokenizer: Tokenizer, row_tokens: int) -> "Reading":
+        """The texts as the teacher in `folder` reads them, whose student has rows of so many tokens."""
         named = list(self.prepared.records("train"))
         records = dict(named)
         if len(records) < len(named):
@@ -43,7 +49,8 @@ class Texts:
             )
         longest = min(LONGER * row_tokens, teacher.max_positions)
         setting = Setting(tokenizer, teacher.kind, longest, learnt=self.prepared.learnt)
-        return Reading(self.task.open(setting), records)
+        own = self.task.model_copy(update={"prompt": prompt_of(folder, self.task.columns)})
+        return Reading(own.open(setting), records)
 
 
 @dataclass(frozen=True)

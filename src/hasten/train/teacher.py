@@ -16,6 +16,7 @@ from hasten.parallel.apply import Beginning
 from hasten.tokenizer.tokenizer import Tokenizer
 from hasten.train.by_text import Reading, Texts
 from hasten.train.load import load_model
+from hasten.train.restore import checkpoint_in
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def open_teaching(
     teacher, own = load_model(folder, device)
     if own is None:
         raise ConfigError(f"objective.teacher: {folder} has no tokenizer.json; put the teacher's own there")
+    where = checkpoint_in(folder)
     alike = own.spells_like(tokenizer) and teacher.config.kind == student.kind
+    alike = alike and (texts is None or texts.asks_alike(where))
     by_text = texts is not None and not alike and teacher.config.head == student.head == "pooled_classes"
     if by_text:
         check_answers(folder, config)
@@ -74,7 +77,9 @@ def open_teaching(
     nn.Module.requires_grad_(teacher, False)
     classes = student.head != "vocabulary"
     known = student.head_rows if classes else tokenizer.vocab_size
-    reading = texts.read_by(teacher.config, own, row_tokens) if texts is not None and by_text else None
+    reading = None
+    if texts is not None and by_text:
+        reading = texts.read_by(where, teacher.config, own, row_tokens)
     return Teaching(config, teacher, Inner(config, student, teacher.config), known, reading)
 
 
@@ -82,13 +87,13 @@ def check_answers(folder: Path, config: Distillation) -> None:
     """Refuse to ask at each step a teacher whose answers alone can be compared with its student's."""
     if config.hidden is not None or config.relations is not None:
         raise ConfigError(
-            f"objective.teacher: {folder} has another vocabulary or kind than the student, so its places are"
-            " not the student's; leave out objective.hidden and objective.relations"
+            f"objective.teacher: {folder} spells, is built or is asked otherwise than the student, so its"
+            " places are not the student's; leave out objective.hidden and objective.relations"
         )
     if config.cache is None:
         raise ConfigError(
-            f"objective.teacher: {folder} has another vocabulary or kind than the student, so it reads each"
-            " text once, before the first step; write objective.cache: {samples: all}"
+            f"objective.teacher: {folder} spells, is built or is asked otherwise than the student, so it"
+            " reads each text once, before the first step; write objective.cache: {samples: all}"
         )
 
 

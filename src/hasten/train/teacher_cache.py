@@ -101,7 +101,8 @@ def name_of(teaching: Teaching, data: str, precision: str) -> str:
     kept = config.model_dump(mode="json", exclude={"folder"})
     about = [digest_of(dict(teaching.teacher.named_parameters())), data, kept, teaching.known, precision]
     temperature = teaching.config.temperature if config.sparse else None  # logits serve all temperatures
-    return fingerprint([*about, temperature, VERSION])
+    asked = [] if teaching.reading is None else [teaching.reading.encoding.config.prompt]
+    return fingerprint([*about, temperature, VERSION, *asked])
 
 
 class Asking:

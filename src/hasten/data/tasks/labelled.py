@@ -191,10 +191,10 @@ class LabelledEncoding:
         self.frame = frame_of(setting.tokenizer, setting.reads, pair=config.pair_field is not None)
         self.before: tuple[str, ...] = ("", "")
         self.words: list[list[int]] | None = None
-        if config.prompt is not None:
-            wording = Wording.of(config.prompt, config.columns)
-            self.frame, self.before = wording.around(self.frame, setting.tokenizer), wording.before
-            self.words = [wording.answer(label, setting.tokenizer) for label in self.labels]
+        self.wording = None if config.prompt is None else Wording.of(config.prompt, config.columns)
+        if self.wording is not None:
+            self.frame, self.before = self.wording.around(self.frame, setting.tokenizer), self.wording.before
+            self.words = [self.wording.answer(label, setting.tokenizer) for label in self.labels]
         self.room = setting.row_tokens - self.frame.size  # for texts
         if self.room < 1 + (config.pair_field is not None):
             raise ConfigError(
