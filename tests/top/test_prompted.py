@@ -62,10 +62,14 @@ def test_before_the_first_step_it_says_what_the_decoder_says(recipe, tmp_path):
     checkpoint = checkpoint_in(tmp_path / "run")
     assert prompt_of(checkpoint, ("text",)) == PROMPT
     (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    for number, source in enumerate((tmp_path / "run", checkpoint)):  # a checkpoint alone asks as well
-        said = tmp_path / f"{number}.tsv"
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "to=hf", f"output={out}"]) == 0
+    said = tmp_path / "said.tsv"
+    found = []
+    for source in (tmp_path / "run", checkpoint, out):  # what has no recipe asks as well
         assert main(["classify", str(source), str(tmp_path / "texts.txt"), str(said)]) == 0
-    assert (tmp_path / "0.tsv").read_text() == (tmp_path / "1.tsv").read_text() != ""
+        found.append(said.read_text(encoding="utf-8"))
+    assert found[0] == found[1] == found[2] and found[0].count("\n") == len(texts)
     assert load_model(tmp_path / "run")[0].config.class_names == tuple(CLASSES)
 
 

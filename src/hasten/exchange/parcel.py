@@ -8,6 +8,7 @@ import torch
 
 from hasten.core.errors import CheckpointError, ConfigError
 from hasten.core.foreign import file_inside, read_json
+from hasten.data.tasks.wording import LONGEST_PROMPT, PROMPT
 from hasten.model.gguf import load_gguf
 from hasten.model.interop import GENERATION, OnTensor, Types, load_with_types, refuse_code
 from hasten.model.transformer import Transformer
@@ -24,6 +25,7 @@ from hasten.train.restore import checkpoint_in, is_checkpoint
 LUGGAGE = {
     FILE: MAX_FILE_BYTES, ROLES_FILE: MAX_FILE_BYTES, "special_tokens_map.json": 1 << 20,
     "added_tokens.json": 1 << 24, GENERATION: 1 << 20, TEMPLATE: 4 * LONGEST_TEMPLATE,
+    PROMPT: 4 * LONGEST_PROMPT,
     "vocab.json": MAX_FILE_BYTES, "merges.txt": MAX_FILE_BYTES, "vocab.txt": MAX_FILE_BYTES,
 }  # fmt: skip
 """What travels with the weights, and how many bytes of it at most."""
