@@ -18,6 +18,7 @@ from hasten.data.formats import BadLines
 from hasten.data.source import ROWS, File, documents_of, extension
 from hasten.data.tasks.labelled import LabelledConfig
 from hasten.data.tasks.protocol import Record, RowError
+from hasten.data.tasks.records import RecordReader
 from hasten.evaluate.classifier import Classifier
 
 CHUNK_ROWS = 1024
@@ -27,16 +28,10 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class WholeRow:
-    """A reader (`data/formats.py`) of rows whose texts a task asks about: the row and its record, as JSON."""
+class WholeRow(RecordReader):
+    """Reads rows whose texts a task asks about: the row and its record, as JSON."""
 
     task: LabelledConfig
-    columns: None = None
-
-    @property
-    def setting(self) -> str:
-        """What in the recipe says which columns are read."""
-        return "data.task"
 
     def __call__(self, row: Mapping[str, Any], where: str, bad: BadLines, required: bool) -> str:
         """Raises DataError for a row without the task's texts: whoever asks wants an answer for each."""

@@ -211,7 +211,8 @@ class LabelledEncoding:
     def units(self, records: Sequence[Record]) -> list[list[Unit] | str]:
         """An example for each record, or why it is left out; DataError for a label that is no class."""
         firsts = self.spelt(records, "text", self.before[0])
-        seconds = self.spelt(records, "pair", self.before[-1])
+        paired = self.config.pair_field is not None
+        seconds = self.spelt(records, "pair", self.before[-1]) if paired else [[] for _ in records]
         return [self.unit(*each) for each in zip(records, firsts, seconds, strict=True)]
 
     def spelt(self, records: Sequence[Record], name: str, before: str) -> list[list[int]]:
