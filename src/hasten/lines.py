@@ -1,7 +1,7 @@
 """Lines and rows of a person's files, each answered in its place: translated, or told its class."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -23,21 +23,14 @@ def translate(recipe: Recipe, source: Path | None, target: Path | None) -> None:
     model, tokenizer, _ = loaded(recipe)
     one_by_one = source is None and sys.stdin.isatty()
     with opened(source, "r", sys.stdin) as lines, opened(target, "w", sys.stdout) as out:
-
-        def write(line: str) -> None:
-            out.write(line)
-            if one_by_one:
-                out.flush()
-
         work = translations.translate(
             model,
             tokenizer,
             lines,
             recipe.generate,
-            write,
+            writing(out, one_by_one),
             chunk_lines=1 if one_by_one else translations.CHUNK_LINES,
-            # Beside the translations nothing else may go to standard output.
-            progress=lambda work: print(work, file=sys.stderr, flush=True),
+            progress=aside,
         )
     if not work.lines:
         raise DataError(f"{source or 'standard input'}: holds no line to translate")
@@ -48,30 +41,40 @@ def classify(recipe: Recipe, source: Path | None, target: Path | None) -> None:
     if target is not None and target.suffix not in (".jsonl", ".tsv"):
         raise ConfigError(f"{target}: is neither .jsonl nor .tsv; give it one of these endings")
     classifier = classifier_here(recipe, *loaded(recipe))
-    columns = target is None or target.suffix == ".tsv"
-    rows = source is not None and extension(source) in ROWS
+    task, columns = classifier.task, target is None or target.suffix == ".tsv"
+    rows = source if source is not None and extension(source) in ROWS else None
     one_by_one = source is None and sys.stdin.isatty()
     with (
         opened(None if rows else source, "r", sys.stdin) as lines,
         opened(target, "w", sys.stdout) as out,
     ):
-
-        def write(row: dict[str, Any]) -> None:
-            out.write(label.as_columns(row, classifier.task) if columns else label.as_json(row))
-            if one_by_one:
-                out.flush()
-
+        write = writing(out, one_by_one)
         counts = label.classify(
             classifier,
-            label.asked_of(source, lines, classifier.task),
-            write,
+            label.lines_of(lines, task) if rows is None else label.rows_of(rows, task),
+            lambda row: write(label.as_columns(row, task) if columns else label.as_json(row)),
             chunk_rows=1 if one_by_one else label.CHUNK_ROWS,
-            # Beside the classes nothing else may go to standard output.
-            progress=lambda said: print(said, file=sys.stderr, flush=True),
+            progress=aside,
         )
     if not any(counts.values()):
         raise DataError(f"{source or 'standard input'}: holds no text to classify")
-    print(", ".join(f"{name} {count:,}" for name, count in counts.items()), file=sys.stderr)
+    aside(", ".join(f"{name} {count:,}" for name, count in counts.items()))
+
+
+def writing(out: TextIO, at_once: bool) -> Callable[[str], None]:
+    """Writes lines, each `at_once` where somebody waits for it."""
+
+    def write(line: str) -> None:
+        out.write(line)
+        if at_once:
+            out.flush()
+
+    return write
+
+
+def aside(said: object) -> None:
+    """Print a line for a person: beside the answers nothing else may go to standard output."""
+    print(said, file=sys.stderr, flush=True)
 
 
 def classifier_here(recipe: Recipe, model: Any, tokenizer: Tokenizer, folder: Path) -> Classifier:

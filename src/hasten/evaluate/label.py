@@ -15,7 +15,7 @@ import numpy as np
 from hasten.core.errors import ConfigError, DataError
 from hasten.data.config import SourceConfig
 from hasten.data.formats import BadLines
-from hasten.data.source import ROWS, File, documents_of, extension
+from hasten.data.source import ROWS, File, documents_of
 from hasten.data.tasks.labelled import LabelledConfig
 from hasten.data.tasks.protocol import Record, RowError
 from hasten.data.tasks.records import RecordReader
@@ -60,13 +60,6 @@ def lines_of(lines: Iterable[str], task: LabelledConfig) -> Iterator[tuple[Row, 
     for line in lines:
         text = line.rstrip("\r\n")
         yield {task.text_field: text}, {"text": text}
-
-
-def asked_of(path: Path | None, lines: Iterable[str], task: LabelledConfig) -> Iterator[tuple[Row, Record]]:
-    """The rows of a file with columns, or else the lines."""
-    if path is not None and extension(path) in ROWS:
-        return rows_of(path, task)
-    return lines_of(lines, task)
 
 
 def classify(
