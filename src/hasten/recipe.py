@@ -17,6 +17,7 @@ from hasten.data.corpora import open_corpus
 from hasten.data.corpus import Corpus
 from hasten.data.prepare import Prepared, input_fingerprint, prepare
 from hasten.data.split import Split
+from hasten.data.tasks.labelled import LabelledConfig
 from hasten.data.tasks.protocol import Encoding, Setting
 from hasten.defaults import CROSS_ENTROPY, DISTILLATION, OBJECTIVES
 from hasten.evaluate.run import EvaluateConfig
@@ -217,6 +218,7 @@ class Recipe(Config):
         """What a row of the data asks, as `data.examples` says or the model's kind needs."""
         if self.text.task is not None:
             self.check_objective(self.text.task.kind)
+            self.check_unlabelled()
             return "task"
         kind, head = self.shape.kind, self.shape.head
         needed = NEEDED[kind]
@@ -249,6 +251,16 @@ class Recipe(Config):
             raise ConfigError(
                 f"objective.kind is {self.objective.kind}, and {task or 'text'} is learnt by {wanted}; leave"
                 " it out"
+            )
+
+    def check_unlabelled(self) -> None:
+        """Refuse texts without labels where nobody says what they are."""
+        task, objective = self.text.task, self.objective
+        taught = isinstance(task, LabelledConfig) and task.unlabelled == "taught"
+        if taught and not (isinstance(objective, Distillation) and objective.asks_logits):
+            raise ConfigError(
+                "data.task.unlabelled is taught, and no teacher says what texts without a label are; write"
+                " objective: {kind: distillation, teacher: path/to/a/classifier}"
             )
 
     def corpus(self, prepared: Prepared, split: Split, tokenizer: Tokenizer) -> Corpus:

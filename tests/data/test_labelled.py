@@ -8,7 +8,7 @@ import pytest
 import task_tokenizers
 from tokenizers import processors
 
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.core.config import parse
 from hasten.core.errors import ConfigError, DataError
 from hasten.data.tasks.labelled import LabelledConfig
@@ -259,6 +259,23 @@ def test_equal_texts_stay_together_and_all_text_is_told():
         task.key(one) == task.key(two) != task.key(task.record({"text": "ab", "other": "c", "label": "no"}))
     )
     assert task.texts(one) == ["a", "b"]
+
+
+@pytest.mark.parametrize("row", [{"text": "a"}, {"text": "a", "label": None}, {"text": "a", "label": ""}])
+def test_a_text_without_a_label_is_an_error_or_there_to_be_taught(row, byte_tokenizer):
+    with pytest.raises(RowError, match="'label'"):
+        config().record(row)
+    task = config(unlabelled="taught")
+    with pytest.raises(RowError, match="'label'"):
+        task.held_out.record(row)
+    record = task.record(row)
+    assert record == {"text": "a"} and task.key(record) is None
+    (found,) = examples(byte_tokenizer("</s>"), "decoder", [row], unlabelled="taught")
+    assert list(found.targets) == [UNKNOWN]
+    known = [{"text": "b", "label": "no"}, {"text": "c", "label": "yes"}]
+    assert task.survey([record, *map(task.record, known)]) == {"labels": ["no", "yes"]}
+    with pytest.raises(DataError, match="training has no row with a label"):
+        task.survey([record])
 
 
 def test_groups_of_finer_labels_are_learnt_from_the_rows():

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.data.tasks.chat import ChatConfig
 from hasten.data.tasks.preferences import PreferencesConfig
 from hasten.data.tasks.protocol import Example, Setting
@@ -131,6 +131,12 @@ def test_a_class_is_shown_by_its_name_and_the_text_as_read(tokenizer):
     text = samples_text([(example,)], tokenizer, labels=["bad", "<good>"], colour=False)
     assert text.endswith("fine\n=> <good>")
     assert "&lt;good&gt;" in samples_html([(example,)], tokenizer, labels=["bad", "<good>"])
+
+
+def test_a_class_that_nobody_knows_is_shown_as_what_a_teacher_says(tokenizer):
+    sample = [(Example([1, 2], [IGNORE, UNKNOWN]),)]
+    text = samples_text(sample, tokenizer, labels=["no", "yes"], colour=False)
+    assert text.endswith("\n=> (no·label:·what·the·teacher·says)")
 
 
 def test_a_span_is_marked_where_it_stands(tokenizer):

@@ -24,6 +24,10 @@ def test_a_larger_share_only_adds_documents_to_the_test():
     }
 
 
+def test_what_has_no_key_stays_in_training():
+    assert split_of(None, SplitConfig(validation=0.5, test=0.49)) == "train"
+
+
 def test_a_split_with_sources_of_its_own_takes_nothing_from_training():
     config = SplitConfig(test=0.5, test_sources=(SourceConfig(paths=("a",)),), validation=0.0)
     assert {split_of(f"file-{number}", config) for number in range(200)} == {"train"}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.objective.divergence import Heard, Logits, Mix, OverChunks, divergence
 from hasten.ops.loss import SLICE_NUMBERS, linear_cross_entropy
 
@@ -74,7 +74,7 @@ N, D, V = 11, 6, 13
 def setting(beyond: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Student's states [N, D], head [V, D], bias [V], targets [N], teacher's logits [N, V + 2]."""
     targets = torch.randint(0, 10, (N,), generator=torch.Generator().manual_seed(3))
-    targets[[2, 7]] = IGNORE
+    targets[[2, 7]], targets[[3, 10]] = IGNORE, UNKNOWN
     return (
         draw(N, D, seed=1),
         draw(V, D, seed=2),
@@ -97,6 +97,9 @@ def written_out(  # noqa: PLR0917
         p = (theirs[n, : mix.known] / mix.temperature).softmax(-1)
         q = (logits[: mix.known] / mix.temperature).softmax(-1)
         apart = by_the_book(p, q, mix.kind, mix.beta)
+        if targets[n] == UNKNOWN:
+            total = total + mix.temperature**2 * apart
+            continue
         label = F.cross_entropy(logits[None], targets[n][None])
         total = total + (1 - mix.labels) * mix.temperature**2 * apart + mix.labels * label
     return total

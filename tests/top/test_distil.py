@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 from tiny_finetune import DECODER, ENCODER, chats, labelled, save_base
+from torch.nn import functional
 
 from hasten import stages
 from hasten.assembly import assemble
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.core.config import dump, parse
 from hasten.core.errors import ConfigError, DataError
 from hasten.core.runtime import Runtime
@@ -187,6 +188,32 @@ def test_a_teacher_that_is_asked_otherwise_reads_the_texts_too(spelt_otherwise, 
     task = {**like_the_teacher["data"], "task": {"kind": "labelled", "prompt": PROMPT}}
     alike = {**like_the_teacher, "objective": not_cached, "data": task, "output": str(tmp_path / "alike")}
     assert stages.train(recipe(tmp_path, alike)).completed  # reads along, row for row
+
+
+def test_texts_without_labels_are_learnt_from_the_teacher_alone(spelt_otherwise, tmp_path):
+    more = [f"some red words {n}" for n in range(20)]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in more))
+    data, task = spelt_otherwise["data"], {"kind": "labelled", "unlabelled": "taught"}
+    data = {**data, "task": task, "sources": [*data["sources"], str(tmp_path / "more.jsonl")]}
+    given = {**spelt_otherwise, "data": data, "train": {**STEPS, "steps": 6, "precision": "fp32"}}
+    made = recipe(tmp_path, given)
+    run = assemble(made, Runtime(torch.device("cpu")), time.monotonic())
+    (batch,) = run.corpus.batches(0, rows=run.corpus.num_rows, micro_rows=run.corpus.num_rows)
+    asked = (batch.targets != IGNORE).flatten()
+    targets = batch.targets.flatten()[asked]
+    assert int((targets == UNKNOWN).sum()) == len(more)  # none of them is held out
+    model = run.model.train()
+    states = model(**run.objective.inputs(batch))
+    loss = run.objective.loss(model, states, batch)
+    own, theirs = model.logits(states.flatten(0, 1)[asked]), batch.extra[LOGITS].flatten(0, 1)[asked]
+    p, log_q = (theirs / 2).softmax(-1), (own / 2).log_softmax(-1)
+    apart, known = 4 * (p * (p.log() - log_q)).sum(-1), targets != UNKNOWN
+    labels = functional.cross_entropy(own[known], targets[known], reduction="sum")
+    expected = 0.5 * apart[known].sum() + 0.5 * labels + apart[~known].sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    assert run.fit().completed
+    with pytest.raises(ConfigError, match="no teacher says what texts without a label are"):
+        recipe(tmp_path, {**given, "objective": {}}).examples()
 
 
 def test_a_text_that_a_teacher_cannot_read_is_named(byte_tokenizer):

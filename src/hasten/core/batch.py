@@ -8,6 +8,8 @@ from torch import Tensor
 
 IGNORE = -100
 """A target with this value carries no loss."""
+UNKNOWN = -1
+"""A target that is there and nobody knows: what belongs there, a teacher alone can say."""
 SOURCE = ("source", "source_positions", "source_segments")
 """What a batch of pairs has in `extra`: texts [B, S] that an encoder reads, with positions and segments."""
 

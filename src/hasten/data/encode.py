@@ -49,7 +49,7 @@ class Cut:
     keep: NDArray[np.bool_]
     config: SplitConfig
     by_document: bool
-    key: Callable[[str], str] | None = None
+    key: Callable[[str], str | None] | None = None
     """Of texts that stay whole: what decides the split, so that all targets of one source are on one side."""
 
     def texts(self) -> Iterator[tuple[Split, str, str]]:

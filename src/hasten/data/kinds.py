@@ -14,6 +14,7 @@ from hasten.data.formats import BadLines
 from hasten.data.ngrams import Words
 from hasten.data.pairs import look_pair, sides
 from hasten.data.source import Document, documents
+from hasten.data.split import Split
 from hasten.data.tasks.protocol import TaskConfig
 from hasten.data.tasks.records import look_record, record_of
 
@@ -25,12 +26,12 @@ class Texts:
     config: DataConfig
 
     @property
-    def key(self) -> Callable[[str], str] | None:
+    def key(self) -> Callable[[str], str | None] | None:
         """Of texts that stay whole: what decides the split, so that equal questions are on one side."""
         return None
 
-    def documents(self, source: SourceConfig, bad: BadLines) -> Iterator[Document]:
-        """Every document of a source."""
+    def documents(self, source: SourceConfig, bad: BadLines, split: Split) -> Iterator[Document]:
+        """Every document of a source of training, or of one that is held out."""
         return documents(source, bad)
 
     def look(self, document: Document) -> tuple[str, Words, str | None]:
@@ -73,13 +74,13 @@ class Records(Texts):
         return self.config.task
 
     @property
-    def key(self) -> Callable[[str], str]:
+    def key(self) -> Callable[[str], str | None]:
         """What the task says."""
         return lambda text: self.task.key(record_of(text))
 
-    def documents(self, source: SourceConfig, bad: BadLines) -> Iterator[Document]:
+    def documents(self, source: SourceConfig, bad: BadLines, split: Split) -> Iterator[Document]:
         """The record of every row."""
-        return documents(source, bad, self.task)
+        return documents(source, bad, self.task if split == "train" else self.task.held_out)
 
     def look(self, document: Document) -> tuple[str, Words, str | None]:
         """The record unchanged."""

@@ -20,8 +20,13 @@ def by_document(config: SplitConfig, documents: int) -> bool:
     return documents * min(shares, default=1) >= EXPECTED_DOCUMENTS
 
 
-def split_of(name: str, config: SplitConfig) -> Split:
-    """Where the document `name` belongs: its hash, from 0 to 1, is the test's where it is smallest."""
+def split_of(name: str | None, config: SplitConfig) -> Split:
+    """Where the document `name` belongs: its hash, from 0 to 1, is the test's where it is smallest.
+
+    None is in training, whatever is held out.
+    """
+    if name is None:
+        return "train"
     place = xxhash.xxh3_64_intdigest(name.encode()) / 2**64
     if place < config.share("test"):
         return "test"

@@ -175,7 +175,7 @@ class Stage:
         if last:
             return
         sweep(self.folder)
-        stream = self.kind.documents(source, bad)
+        stream = self.kind.documents(source, bad, split)
         for _ in islice(stream, read_to):
             pass
         while not last:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.ops.loss import Head, Terms, scores_of, slices
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -20,6 +20,8 @@ unchanged: Head = nn.Identity()
 
 class Mix(NamedTuple):
     """What a student's loss at a place is made of: λ CE(label) + (1 - λ) τ² D(P, Q).
+
+    Where the label is UNKNOWN, λ is 0.
 
     Slopes of D by the logits shrink as 1 / τ², so τ² keeps the two parts in proportion (Hinton et al. 2015,
     section 2).  D is over the first `known` tokens: what a model has beyond its tokenizer's is never said.
@@ -139,13 +141,13 @@ class OverChunks:
         scores = scores_of(logits, terms, bias)
         log_q = tempered(scores[:, : mix.known], mix.temperature).log_softmax(dim=-1)
         value, slope = told.apart(log_q, mix)
-        share = (1 - mix.labels) * mix.temperature
-        loss, slope = share * mix.temperature * value, slope if share == 1 else slope.mul_(share)
+        loss, slope = mix.temperature**2 * value, slope.mul_(mix.temperature)
         if beyond := scores.shape[1] - mix.known:
             slope = F.pad(slope, (0, beyond))
         if mix.labels:
-            label, its = label_loss(scores, targets.masked_fill(~counted, 0))
-            loss, slope = loss + mix.labels * label, slope.add_(its, alpha=mix.labels)
+            label, its = label_loss(scores, targets.clamp(min=0))
+            share = mix.labels * (targets != UNKNOWN).to(loss.dtype)  # λ [n]
+            loss, slope = loss.lerp(label, share), slope.lerp_(its, share[:, None])
         if gradient:
             if terms.soft_cap is not None:
                 slope *= 1 - (scores / terms.soft_cap).square()

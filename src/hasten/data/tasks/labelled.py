@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.core.config import shorten
 from hasten.core.errors import ConfigError, DataError, did_you_mean
 from hasten.data.tasks.columns import column, text_in
@@ -52,6 +52,11 @@ class LabelledConfig(TaskConfig):
         description="the classes in order; a label that is a number and none of these names counts into this"
         " list from 0, as a hub's ClassLabel does; null: the sorted names in the training rows",
     )
+    unlabelled: Literal["error", "taught"] = Field(
+        "error",
+        description="training rows without a label: an error, or texts that a teacher answers alone"
+        " (objective.kind: distillation)",
+    )
     too_long: TooLong = Field(
         "error",
         description="texts longer than a row: an error, left out, or cut at the end, of two the longer first",
@@ -75,7 +80,12 @@ class LabelledConfig(TaskConfig):
         return (self.text_field,) if self.pair_field is None else (self.text_field, self.pair_field)
 
     def record(self, row: Mapping[str, Any]) -> Record:
-        """`text`, `pair` where there are two, the name of the `label`, and of its `group` if it has one."""
+        """`text`, `pair` where there are two, the name of the `label`, and of its `group` if it has one.
+
+        Of a row without a label the texts alone, where that is no error.
+        """
+        if self.unlabelled == "taught" and row.get(self.label_field) in (None, ""):
+            return self.asked(row)
         group = {} if self.group_field is None else {"group": text_in(row, self.group_field)}
         return {**self.asked(row), "label": self.name(column(row, self.label_field)), **group}
 
@@ -104,9 +114,17 @@ class LabelledConfig(TaskConfig):
             )
         return self.labels[label]
 
-    def key(self, record: Record) -> str:
-        """The texts: one that comes twice, with whatever labels, stays on one side of a split."""
-        return "\x1e".join(self.texts(record))
+    @property
+    def held_out(self) -> "LabelledConfig":
+        """With labels in every row: nothing can be measured without."""
+        return self.model_copy(update={"unlabelled": "error"})
+
+    def key(self, record: Record) -> str | None:
+        """The texts: one that comes twice, with whatever labels, stays on one side of a split.
+
+        None of a text without a label, which is of no use but to learn from.
+        """
+        return "\x1e".join(self.texts(record)) if "label" in record else None
 
     def texts(self, record: Record) -> list[str]:
         """The text or the two texts."""
@@ -119,6 +137,8 @@ class LabelledConfig(TaskConfig):
         """
         counts, groups = Counter[str](), dict[str, str]()
         for record in records:
+            if "label" not in record:
+                continue
             counts[record["label"]] += 1
             if self.group_field is not None:
                 check_group(record, groups.setdefault(record["label"], record["group"]))
@@ -133,7 +153,8 @@ class LabelledConfig(TaskConfig):
             return list(self.labels)
         total, field = counts.total(), self.label_field
         if len(counts) < 2:
-            found = f"the one label '{next(iter(counts))}'" if counts else "no rows"
+            nothing = "no row with a label" if self.unlabelled == "taught" else "no rows"
+            found = f"the one label '{next(iter(counts))}'" if counts else nothing
             raise DataError(f"training has {found}, which leaves nothing to tell apart; look at data.sources")
         if len(counts) > max(FEW_LABELS, total / 2):
             raise DataError(
@@ -221,14 +242,14 @@ class LabelledEncoding:
         return [[] if ids == alone else ids for ids in found]
 
     def unit(self, record: Record, first: list[int], second: list[int]) -> list[Unit] | str:
-        """The example of a record whose texts have these ids; without a label, its target means nothing."""
+        """The example of a record whose texts have these ids; without a label, its target is UNKNOWN."""
         if not first or ("pair" in record and not second):
             return NO_TOKEN
         if len(first) + len(second) > self.room:
             if self.config.too_long == "drop":
                 return TOO_LONG
             first, second = self.shortened(record, first, second)
-        label = self.number(record["label"]) if "label" in record else 0
+        label = self.number(record["label"]) if "label" in record else UNKNOWN
         return [(self.example(first, second, label),)]
 
     def number(self, label: str) -> int:

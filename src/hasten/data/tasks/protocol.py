@@ -71,8 +71,16 @@ class TaskConfig(Config):
         """What the task needs of a row, values of JSON only; `RowError` where the row does not have it."""
         raise NotImplementedError
 
-    def key(self, record: Record) -> str:
-        """What decides the split: records with equal keys, such as a question asked twice, stay together."""
+    @property
+    def held_out(self) -> "TaskConfig":
+        """How rows are read that are there to measure with, where more is asked of them."""
+        return self
+
+    def key(self, record: Record) -> str | None:
+        """What decides the split: records with equal keys, such as a question asked twice, stay together.
+
+        None of a record that stays in training.
+        """
         raise NotImplementedError
 
     def texts(self, record: Record) -> list[str]:

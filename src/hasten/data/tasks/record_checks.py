@@ -50,7 +50,8 @@ def labels(rows: Rows) -> Finding | None:
             f" ({counts[frequent]:,} rows)"
         )
         names += where
-    distribution = shares(counts)
+    without = len(rows.training.records) - counts.total()
+    distribution = shares(counts) + (f", without a label {without:,}" if without else "")
     if not problems:
         return Finding("labels", True, distribution)
     ending = "mend the labels, or list those that are meant in data.task.labels"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.core.batch import IGNORE
+from hasten.core.batch import IGNORE, UNKNOWN
 from hasten.data.tasks.protocol import Example, Unit
 from hasten.tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +30,7 @@ PAGE_LEGEND = (
     "绿色为学习部分，灰色仅供阅读，带框为特殊词元",
 )
 SIDES = {", chosen": "，较好", ", rejected": "，较差"}
+TEACHER_SAYS = "(no label: what the teacher says)"
 PLAIN_LEGEND = "in ⟦ ⟧: learnt; the rest is read only"
 
 
@@ -117,7 +118,8 @@ def side(unit: Unit, part: int) -> str:
 
 def label_of(example: Example, labels: Sequence[str] | None) -> list[str]:
     """The names of the classes among the targets."""
-    return [labels[target] for target in example.targets if target != IGNORE] if labels is not None else []
+    targets = [target for target in example.targets if target != IGNORE] if labels is not None else []
+    return [TEACHER_SAYS if target == UNKNOWN else (labels or ())[target] for target in targets]
 
 
 def stretches(example: Example, tokenizer: Tokenizer, labels: Sequence[str] | None) -> Iterator[Stretch]:
