@@ -239,6 +239,20 @@ def test_test_rows_leaked_with_a_light_edit(known, leaked):
     assert "1 near in test (test.jsonl:1 is in train.jsonl:61)" in found["leak"].sentence
 
 
+def test_a_short_test_row_that_stands_in_a_longer_one():
+    """Films' reviews in the data sets that were made of them: sentences of one are rows of another."""
+    known = "despite its title it is never heavy-handed . the jabs it employs are short ( and well placed ) ."
+    train = [*labelled_rows(), {"text": known, "label": "positive"}]
+    test = [
+        "The jabs it employs are short -lrb- and well placed -rrb- .",
+        "Despite its titles it is never so",
+        "it is",
+    ]
+    names, found = judge_rows(LabelledConfig(), train, [{"text": text, "label": "positive"} for text in test])
+    assert names == {"leak"}
+    assert "holds 1 near in test (test.jsonl:1 is in train.jsonl:61);" in found["leak"].sentence
+
+
 def test_what_all_rows_share_is_no_leak():
     """A long instruction before each text."""
     instruction = sentence(9_999, 40)
@@ -255,17 +269,22 @@ def test_short_questions_that_are_equal_are_no_leak():
 def test_the_share_of_windows_is_counted_as_written_out():
     training = [sentence(1, 40), sentence(2, 40), sentence(1, 25) + " " + sentence(3, 25)]
     held_out = [sentence(1, 20) + " " + sentence(77, 20), sentence(2, 40), sentence(4, 12), sentence(5)]
+    held_out += [" ".join(sentence(2, 40).split()[4:11]), sentence(3, 24)]
 
-    def pieces(text):
+    def pieces(text, size):
         words = text.split()
-        return {tuple(words[n : n + 13]) for n in range(len(words) - 12)}
+        return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
+
+    def share(known, text):
+        mine = pieces(text, size := min(13, len(text.split())))
+        return len(pieces(known, size) & mine) / len(mine)
 
     shares = [
-        (one, other, len(pieces(known) & mine) / len(mine))
+        (one, other, share(known, text))
         for one, known in enumerate(training)
         for other, text in enumerate(held_out)
-        if (mine := pieces(text))
     ]
+    assert shares[1 * 6 + 4] == (1, 4, 1.0)  # seven words that stand in a longer text
     assert list(near(training, held_out)) == [found for found in shares if found[2] >= 0.3]
     assert list(near([], held_out)) == list(near(training, [])) == []
 
