@@ -1,19 +1,21 @@
 """A model that tells classes of texts apart, as something that can be asked about records.
 
-Letters in shapes: N texts, C classes, G groups, E texts in a batch.
+Letters in shapes: N texts, C classes, G groups, E texts in a batch, D model width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hasten.core.console import Progress
 from hasten.core.errors import ConfigError, DataError
-from hasten.data.tasks.labelled import LabelledConfig, check_group, pooled_place
-from hasten.data.tasks.packed import PackedRows, packed_rows
+from hasten.data.tasks.labelled import LabelledConfig, check_group
+from hasten.data.tasks.pooled import pooled_place, pooled_states
 from hasten.data.tasks.protocol import Example, Record, Setting
 from hasten.evaluate.calibration import log_softmax
 from hasten.evaluate.states import states
@@ -125,16 +127,15 @@ class Classifier:
     ) -> NDArray[np.float64]:
         """Scores [N, C] at each example's place of its label; `on_done` hears how many more there are."""
         result = np.empty((len(examples), len(self.labels)))
-        at = torch.tensor([pooled_place(example) for example in examples], dtype=torch.long)
-        for rows in packed_rows(examples, self.room, self.batch_tokens, self.tokenizer.pad_id):
-            result[rows.numbers.numpy()] = self.scores(rows, rows.starts + at[rows.numbers])
-            on_done(len(rows.numbers))
+        read = partial(states, self.model, bf16=self.bf16)
+        sizes = {"row_tokens": self.room, "batch_tokens": self.batch_tokens}
+        for numbers, pooled in pooled_states(read, examples, pad_id=self.tokenizer.pad_id, **sizes):
+            result[numbers.numpy()] = self.scores(pooled)
+            on_done(len(numbers))
         return result
 
-    def scores(self, rows: PackedRows, places: torch.Tensor) -> NDArray[np.float64]:
-        """Scores [E, C] at one place of each example [E] of a batch."""
-        hidden = states(self.model, rows.batch, bf16=self.bf16)
-        pooled = hidden[rows.rows.to(hidden.device), places.to(hidden.device)]
+    def scores(self, pooled: Tensor) -> NDArray[np.float64]:
+        """Scores [E, C] of states [E, D]."""
         with torch.no_grad():
             # The head is small: whatever the layers were computed in, it is in float32.
             scores = self.model.logits(pooled.to(self.model.head_weight.dtype))

@@ -1,7 +1,7 @@
 """A teacher of classes that spells otherwise than its student, or is of another kind: it reads the texts.
 
 What it says of a text is a score for each class, and classes are the same however a text is spelt.
-Letters in shapes: B rows, T tokens, N texts, D the teacher's width.
+Letters in shapes: N texts, D the teacher's width.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hasten.core.batch import Batch
 from hasten.core.errors import DataError
 from hasten.data.prepare import Prepared
-from hasten.data.tasks.labelled import LabelledConfig, LabelledEncoding, pooled_place
-from hasten.data.tasks.packed import packed_rows
+from hasten.data.tasks.labelled import LabelledConfig, LabelledEncoding
+from hasten.data.tasks.pooled import pooled_states
 from hasten.data.tasks.protocol import Example, Record, Setting
 from hasten.data.tasks.wording import prompt_of
 from hasten.model.config import ModelConfig
@@ -62,14 +63,16 @@ class Reading:
 
     def states(self, teacher: Transformer, names: Sequence[str], device: torch.device) -> Tensor:
         """The teacher's states [N, D] at the places where it says the classes of the texts of these names."""
-        examples = [self.example(name) for name in names]
+
+        def read(batch: Batch) -> Tensor:
+            states: Tensor = teacher(**CrossEntropy().inputs(batch.to(device)))
+            return states
+
         found = torch.empty(len(names), teacher.config.dim, device=device)
-        pooled = torch.tensor([pooled_place(example) for example in examples])
-        setting = self.encoding.setting
-        for rows in packed_rows(examples, setting.row_tokens, BATCH_TOKENS, setting.tokenizer.pad_id):
-            hidden = teacher(**CrossEntropy().inputs(rows.batch.to(device)))
-            at = rows.starts + pooled[rows.numbers]
-            found[rows.numbers] = hidden[rows.rows.to(device), at.to(device)].float()
+        setting, examples = self.encoding.setting, [self.example(name) for name in names]
+        sizes = {"row_tokens": setting.row_tokens, "batch_tokens": BATCH_TOKENS}
+        for numbers, states in pooled_states(read, examples, pad_id=setting.tokenizer.pad_id, **sizes):
+            found[numbers] = states.float()
         return found
 
     def example(self, name: str) -> Example:

@@ -281,8 +281,3 @@ class LabelledEncoding:
         if len(first) <= len(second):
             return first[:shorter], second[:longer]
         return first[:longer], second[:shorter]
-
-
-def pooled_place(example: Example) -> int:
-    """Where the label is: the first token, or the last."""
-    return 0 if example.targets[0] != IGNORE else len(example.tokens) - 1
