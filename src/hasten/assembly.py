@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil
 from typing import Any
 
@@ -38,7 +37,7 @@ from hasten.train.engine import choose_precision
 from hasten.train.look import Probe
 from hasten.train.reference import reference
 from hasten.train.run import Run
-from hasten.train.spoken import Spoken, Together
+from hasten.train.spoken import Spoken
 from hasten.train.teacher import Teaching, open_teaching
 from hasten.train.teacher_cache import TEACHERS, check_rows, spoken
 from hasten.trust import check_data, keep_checks
@@ -77,7 +76,7 @@ class Made:
 
     model: Transformer
     arrangement: Arrangement
-    teaching: tuple[Teaching, ...]  # by one teacher or several
+    teaching: Teaching | None
     notes: dict[str, str]
 
 
@@ -145,7 +144,7 @@ def made_of(site: Site, rows: Rows, architecture: ModelConfig) -> Made:
         *given, half=half, stay=recipe.staying, corpus=rows.corpus, words=words, seed=seed
     )
     teaching = teaching_of(site, rows, architecture)
-    start = teaching[0].beginning(start) if teaching else start
+    start = start if teaching is None else teaching.beginning(start)
     if isinstance(rows.encoding, SpokenEncoding):  # how a model of conversations is to be asked
         notes[TEMPLATE] = rows.encoding.template
     if isinstance(rows.encoding, LabelledEncoding) and rows.encoding.wording is not None:
@@ -165,10 +164,10 @@ def objective_of(site: Site, rows: Rows, made: Made) -> Training:
     """What is minimised, with what frozen models say of the rows."""
     objective = site.recipe.objective
     if isinstance(objective, Distillation):
+        assert made.teaching is not None
         if objective.cache is not None:
-            said = [heard(site, rows, each) for each in made.teaching]
-            rows.corpus.beside = said[0] if len(said) == 1 else Together(said)
-        return made.teaching[0].objective(made.model, site.precision)
+            rows.corpus.beside = heard(site, rows, made.teaching)
+        return made.teaching.objective(made.model, site.precision)
     if isinstance(objective, Preference) and objective.needs_reference:
         for some in (rows.corpus, rows.validation):
             if isinstance(some, TaskCorpus):
@@ -196,20 +195,18 @@ def probes_of(site: Site, subject: Subject) -> list[Probe]:
     return [scoring(subject, recipe.train.validate_every, bf16=site.precision != "fp32")]
 
 
-def teaching_of(site: Site, rows: Rows, student: ModelConfig) -> tuple[Teaching, ...]:
-    """The recipe's teachers for a student of this shape and these rows, if it has any."""
+def teaching_of(site: Site, rows: Rows, student: ModelConfig) -> Teaching | None:
+    """The recipe's teacher for a student of this shape and these rows; None without one."""
     recipe = site.recipe
-    if not isinstance(recipe.objective, Distillation):
-        return ()
+    if not isinstance(recipe.objective, Distillation) or recipe.teacher_folder is None:
+        return None
     if recipe.objective.cache is not None:
         check_rows(rows.corpus)
     longest = max(recipe.text.row_tokens, recipe.text.source_row_tokens or 0)
+    given = recipe.objective, recipe.teacher_folder, student, rows.tokenizer
     task = recipe.text.task
     texts = Texts(task, rows.prepared) if isinstance(task, LabelledConfig) else None
-    opened = partial(open_teaching, row_tokens=longest, device=site.runtime.device, texts=texts)
-    return tuple(
-        opened(recipe.objective, folder, student, rows.tokenizer) for folder in recipe.teacher_folders
-    )
+    return open_teaching(*given, row_tokens=longest, device=site.runtime.device, texts=texts)
 
 
 def heard(site: Site, rows: Rows, teaching: Teaching) -> Spoken:

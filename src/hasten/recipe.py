@@ -134,10 +134,9 @@ class Recipe(Config):
         return None if self.base_folder is None else load_config(self.base_folder)
 
     @cached_property
-    def teacher_folders(self) -> tuple[Path, ...]:
-        """Where the models lie that a student learns from."""
-        teachers = self.objective.teachers if isinstance(self.objective, Distillation) else ()
-        return tuple(map(folder_of, teachers))
+    def teacher_folder(self) -> Path | None:
+        """Where the model lies that a student learns from."""
+        return folder_of(self.objective.teacher) if isinstance(self.objective, Distillation) else None
 
     @property
     def shape(self) -> ModelConfig:
@@ -166,7 +165,7 @@ class Recipe(Config):
         if self.data is None:
             raise ConfigError("the recipe has no `data:`; add data.sources=[path/to/texts]")
         # Not by which fields were given: the recipe that a run keeps has them all.
-        theirs = next((folder for folder in (self.base_folder, *self.teacher_folders) if folder), None)
+        theirs = self.base_folder or self.teacher_folder
         if theirs is None or self.data.tokenizer != TokenizerConfig():
             return self.data
         return self.data.model_copy(update={"tokenizer": theirs})

@@ -190,34 +190,6 @@ def test_a_teacher_that_is_asked_otherwise_reads_the_texts_too(spelt_otherwise, 
     assert stages.train(recipe(tmp_path, alike)).completed  # reads along, row for row
 
 
-def test_of_several_teachers_the_mean_of_their_logits_is_learnt(spelt_otherwise, tmp_path):
-    """One spells as the student does, and one does not; each is asked by itself, and kept by itself."""
-    other = {
-        "output": str(tmp_path / "other"),
-        "base": spelt_otherwise["base"],
-        "data": spelt_otherwise["data"],
-    }
-    stages.train(recipe(tmp_path, other))
-    teachers, heard = [str(tmp_path / "teacher"), str(tmp_path / "other")], []
-    for number, named in enumerate([*teachers, teachers]):
-        objective = {**spelt_otherwise["objective"], "teacher": named}
-        given = {"output": str(tmp_path / f"student-{number}"), "objective": objective}
-        run = assemble(
-            recipe(tmp_path, {**spelt_otherwise, **given}), Runtime(torch.device("cpu")), time.monotonic()
-        )
-        (batch,) = run.corpus.batches(0, rows=run.corpus.num_rows, micro_rows=run.corpus.num_rows)
-        heard.append(batch.extra[LOGITS][batch.targets != IGNORE])
-    first, second, both = heard
-    assert not torch.allclose(first, second)
-    torch.testing.assert_close(both, (first + second) / 2)
-    assert len(list((tmp_path / "cache" / "teachers").glob("*/complete.json"))) == 2
-    assert run.fit().completed
-    for without in ({"cache": None}, {"cache": {"samples": 4}}, {"teacher": []}):
-        refused = {**spelt_otherwise, "objective": {**objective, **without}}
-        with pytest.raises(ConfigError, match="write one, or two and more with cache"):
-            recipe(tmp_path, refused)
-
-
 def test_texts_without_labels_are_learnt_from_the_teacher_alone(spelt_otherwise, tmp_path):
     more = [f"some red words {n}" for n in range(20)]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in more))
@@ -309,12 +281,11 @@ def test_the_guide_says_the_same_in_both_languages_and_its_recipes_load(tmp_path
     found = [
         [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)] for text in texts
     ]
-    assert found[0] == found[1] and len(found[0]) == 3
+    assert found[0] == found[1] and len(found[0]) == 2
     for pattern in (r"^#+ ", r"^\|", r"^hasten \S+ \S+", r"\]\("):
         assert len({len(re.findall(pattern, text, re.M)) for text in texts}) == 1, pattern
     cells = [re.findall(r"`(\w+)", row) for row in re.findall(r"^\| (`.*?) \|", texts[0], re.M)]
     named = {name for row in cells for name in row} - {"divergence"}
     assert {"beta", "temperature", "labels", "hidden", "relations", "cache", "chunk_tokens"} <= named
-    taught = {"runs/teacher", "runs/classify-prompted", "runs/classify"}
     for given in found[0]:
-        assert {*recipe(tmp_path, given).objective.teachers} <= taught
+        assert recipe(tmp_path, given).objective.teacher == "runs/teacher"

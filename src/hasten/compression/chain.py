@@ -187,7 +187,7 @@ def training_of(original: Original, step: Distil, before: Link | None, link: Lin
         raise ConfigError(
             f"compress: {link.name} trains on texts, and there are none; write data.sources=[...]"
         )
-    recipe, own = original.recipe, {ORIGINAL: str(original.folder)}
+    recipe, named = original.recipe, step.objective.teacher
     zeros = {"keep_zeros": True} if any(isinstance(each, Sparsify) for each in link.steps) else {}
     given = recipe.train.model_dump(mode="json", exclude={"optimizer", "schedule", *HORIZONS})
     return derived(
@@ -195,7 +195,7 @@ def training_of(original: Original, step: Distil, before: Link | None, link: Lin
         base=str(before.folder if before else original.folder),
         objective={
             **step.objective.model_dump(mode="json"),
-            "teacher": [own.get(name, name) for name in step.objective.teachers],
+            "teacher": str(original.folder) if named == ORIGINAL else named,
         },
         train={**given, **step.horizon, **regaining(original, step), **zeros},
         output=str(training_folder(link)),

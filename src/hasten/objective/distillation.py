@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -17,7 +17,6 @@ DIVIDED = ("context", "tensor", "pipeline")
 Pairs = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 """(layer of the student, layer of the teacher), counted from 0."""
 Projection = Literal["query", "key", "value"]
-Name = Annotated[str, Field(min_length=1)]
 
 
 class HiddenConfig(Config):
@@ -86,10 +85,7 @@ class Distillation(Config):
     """
 
     kind: Literal["distillation"] = "distillation"
-    teacher: Name | tuple[Name, ...] = Field(
-        description="a run, a checkpoint, a Hugging Face folder, or owner/name of the hub; of several the"
-        " mean of their logits is learnt, with cache: {samples: all}"
-    )
+    teacher: str = Field(description="a run, a checkpoint, a Hugging Face folder, or owner/name of the hub")
     divergence: Kind = Field(
         "forward_kl",
         description="forward_kl: KL(P ‖ Q); reverse_kl: KL(Q ‖ P); jsd: the generalised Jensen-Shannon",
@@ -113,12 +109,6 @@ class Distillation(Config):
             raise ValueError(
                 "labels: 1 leaves nothing to learn from the teacher; write less, or add hidden or relations"
             )
-        keeps_all = self.cache is not None and not self.cache.sparse
-        if not self.teachers or (len(self.teachers) > 1 and not keeps_all):
-            raise ValueError(
-                f"teacher names {len(self.teachers)} models; write one, or two and more with cache:"
-                " {samples: all}"
-            )
         if self.cache is None:
             return self
         if inner:
@@ -132,11 +122,6 @@ class Distillation(Config):
                 " divergence: forward_kl, or cache: {samples: all}"
             )
         return self
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """The teacher, or all of them."""
-        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
     @property
     def asks_logits(self) -> bool:

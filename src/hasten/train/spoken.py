@@ -6,7 +6,7 @@ share them, or whose student it is.
 Letters in shapes: B rows, T places, P pieces, K tokens kept of a place, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,22 +91,6 @@ class Spoken:
             WEIGHTS: np.zeros(kept, np.float32),
             ENTROPY: np.zeros(shape, np.float32),
         }
-
-
-class Together:
-    """What several teachers said, as if one had: the mean of their logits at each place.
-
-    Its softmax is the geometric mean of what they say, made to sum to 1 (Hinton et al. 2015, section 1).
-    """
-
-    def __init__(self, each: Sequence[Spoken]) -> None:
-        """Of teachers whose logits were all kept."""
-        self.each = tuple(each)
-
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch with logits [B, T, V]."""
-        said = torch.stack([spoken(batch).extra[LOGITS] for spoken in self.each])
-        return replace(batch, extra={**batch.extra, LOGITS: said.mean(dim=0)})
 
 
 def put(out: Mapping[str, NDArray[Any]], piece: Piece, said: Said) -> None:
