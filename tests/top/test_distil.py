@@ -281,7 +281,7 @@ def test_the_guide_says_the_same_in_both_languages_and_its_recipes_load(tmp_path
     found = [
         [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)] for text in texts
     ]
-    assert found[0] == found[1] and len(found[0]) == 2
+    assert found[0] == found[1] and len(found[0]) == 3
     for pattern in (r"^#+ ", r"^\|", r"^hasten \S+ \S+", r"\]\("):
         assert len({len(re.findall(pattern, text, re.M)) for text in texts}) == 1, pattern
     cells = [re.findall(r"`(\w+)", row) for row in re.findall(r"^\| (`.*?) \|", texts[0], re.M)]
