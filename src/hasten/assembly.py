@@ -145,11 +145,17 @@ def made_of(site: Site, rows: Rows, architecture: ModelConfig) -> Made:
     )
     teaching = teaching_of(site, rows, architecture)
     start = start if teaching is None else teaching.beginning(start)
-    if isinstance(rows.encoding, SpokenEncoding):  # how a model of conversations is to be asked
-        notes[TEMPLATE] = rows.encoding.template
-    if isinstance(rows.encoding, LabelledEncoding) and rows.encoding.wording is not None:
-        notes[PROMPT] = rows.encoding.wording.written(TEXTS[: len(rows.encoding.before)])
+    notes = {**notes, **manner_of_asking(rows.encoding)}
     return Made(*parallelize(architecture, seed, site.grid, site.precision, start), teaching, notes)
+
+
+def manner_of_asking(encoding: Encoding | None) -> dict[str, str]:
+    """How the model is to be asked once it is trained, for its checkpoints: a template, or a prompt."""
+    if isinstance(encoding, SpokenEncoding):
+        return {TEMPLATE: encoding.template}
+    if isinstance(encoding, LabelledEncoding) and encoding.wording is not None:
+        return {PROMPT: encoding.wording.written(TEXTS[: len(encoding.before)])}
+    return {}
 
 
 def settle_in(recipe: Recipe, rows: Rows) -> None:
