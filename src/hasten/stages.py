@@ -43,6 +43,7 @@ from hasten.train.restore import checkpoint_in
 from hasten.train.run import Summary
 from hasten.train.times import time_table
 
+EVALUATION = "evaluation.json"
 WORTH_MEASURING_SECONDS = 900.0
 """From which length a run measures the machine's kernels, where nobody has, to predict its steps."""
 
@@ -89,7 +90,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     model, tokenizer, folder = loaded(recipe)
     recipe.output.mkdir(parents=True, exist_ok=True)
     prepared, config = recipe.prepared(), recipe.evaluate
-    record: dict[str, Any] = {"path": recipe.output / "evaluation.json", "checkpoint": str(folder)}
+    record: dict[str, Any] = {"path": recipe.output / EVALUATION, "checkpoint": str(folder)}
     if recipe.text.task is not None:
         objective = recipe.objective if isinstance(recipe.objective, Preference) else None
         place = recipe.text, config, recipe.base_folder, objective

@@ -47,7 +47,7 @@ def test_rows_keep_their_columns_and_get_what_the_evaluation_saw(run, tmp_path, 
     held_out = tmp_path / "held-out.jsonl"
     assert main(["classify", str(run), str(held_out), str(tmp_path / "said.jsonl")]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "" and "6 texts" in captured.err
+    assert captured.out == "" and "6 rows" in captured.err
     rows, said = said_in(held_out), said_in(tmp_path / "said.jsonl")
     assert [{name: row[name] for name in ("text", "label")} for row in said] == rows
     for row in said:

@@ -10,6 +10,7 @@ an answer.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -63,6 +64,7 @@ class Found:
     text: str
     score: float
     margin: float  # infinite for a question that could not be read
+    start: int = 0  # of the text in the context, in characters
 
     def given(self, threshold: float) -> str:
         """The answer, empty where none scores better by more than `threshold`."""
@@ -111,13 +113,15 @@ class AnswerFinder:
                 " with data.task.kind=spans"
             )
 
-    def find(self, records: Sequence[Record], most: int) -> list[Found]:
-        """The best answer of at most `most` tokens to each question."""
+    def find(self, records: Sequence[Record], most: int, *, aloud: bool = True) -> list[Found]:
+        """The best answer of at most `most` tokens to each question; `aloud` with a live line."""
         setting = Setting(self.tokenizer, self.model.config.kind, self.width)
         readings = self.task.open(setting).read(records)
         held = [(n, window) for n, r in enumerate(readings) if isinstance(r, Reading) for window in r.windows]
         by_record: list[list[Span]] = [[] for _ in records]
-        for (number, _), span in zip(held, self.spans([window for _, window in held], most), strict=True):
+        with Progress("answer", len(held), "windows") if aloud else nullcontext() as progress:
+            spans = self.spans([window for _, window in held], most, progress)
+        for (number, _), span in zip(held, spans, strict=True):
             by_record[number].append(span)
         return [best(*each) for each in zip(records, readings, by_record, strict=True)]
 
@@ -126,15 +130,15 @@ class AnswerFinder:
         """Places in a row, as in training, as far as the model reads."""
         return min(self.row_tokens, self.model.config.max_positions)
 
-    def spans(self, windows: Sequence[Window], most: int) -> list[Span]:
+    def spans(self, windows: Sequence[Window], most: int, progress: Progress | None = None) -> list[Span]:
         """The best answer in each window."""
         found: dict[int, Span] = {}
         examples = [example(window, None) for window in windows]
-        with Progress("answer", len(windows), "windows") as progress:
-            for rows in packed_rows(examples, self.width, self.batch_tokens, self.tokenizer.pad_id):
-                numbers = rows.numbers.tolist()
-                best_ones = self.best_spans(rows, [windows[n] for n in numbers], most)
-                found |= zip(numbers, best_ones, strict=True)
+        for rows in packed_rows(examples, self.width, self.batch_tokens, self.tokenizer.pad_id):
+            numbers = rows.numbers.tolist()
+            best_ones = self.best_spans(rows, [windows[n] for n in numbers], most)
+            found |= zip(numbers, best_ones, strict=True)
+            if progress is not None:
                 progress.update(len(found))
         return [found[number] for number in range(len(windows))]
 
@@ -180,7 +184,9 @@ def best(record: Record, reading: Reading | str, spans: Sequence[Span]) -> Found
     span = max(spans, key=lambda span: span.score)
     start, end = reading.offsets[span.first, 0], reading.offsets[span.last, 1]
     null = min(span.null for span in spans)  # some window has the answer, if there is one
-    return Found(record["context"][start:end].strip(), span.score, null - span.score)
+    text = record["context"][start:end]
+    begin = int(start) + len(text) - len(text.lstrip())
+    return Found(text.strip(), span.score, null - span.score, begin)
 
 
 def score_spans(

@@ -171,6 +171,23 @@ def classify(words: Words) -> None:
     lines.classify(recipe, source, target)
 
 
+def answer(words: Words) -> None:
+    """hasten answer RECIPE|RUN|MODEL INPUT [OUTPUT] [key=value ...]
+
+    Finds the answer to each question in a text, with a model that was trained to (data.task.kind: spans).
+    INPUT is a .jsonl, .csv, .tsv or .parquet file with a question and its context in each row, or a text
+    file, about which standard input asks, a question a line.  A .jsonl output has each row with predicted,
+    start and above_none; a .tsv, and standard output, answer, how far it is above no answer, and question.
+
+    hasten answer runs/answers questions.jsonl said.jsonl
+    hasten answer runs/answers handbook.txt
+    """
+    recipe, source, target = with_files(words, "answer")
+    from hasten import lines
+
+    lines.answer(recipe, source, target)
+
+
 def with_files(words: Words, verb: str) -> "tuple[Recipe, Path | None, Path | None]":
     """The recipe, an input and an output among the words."""
     files = [Path(word) for word in words[1:] if "=" not in word]

@@ -63,11 +63,15 @@ class SpansConfig(TaskConfig):
         name = None if self.id_field is None else row.get(self.id_field)
         return {
             **({} if name is None else {"id": str(name)}),
-            "question": text_in(row, self.question_field),
-            "context": context,
+            **self.asked(row),
             "answers": texts,
             "starts": starts,
         }
+
+    def asked(self, row: Mapping[str, Any]) -> Record:
+        """The record of a row whose answers nobody knows: `question` and `context`."""
+        fields = {"question": self.question_field, "context": self.context_field}
+        return {name: text_in(row, field) for name, field in fields.items()}
 
     def answers(self, row: Mapping[str, Any]) -> list[tuple[Any, int | None]]:
         """Each answer with its start, in whichever of the layouts they are."""
