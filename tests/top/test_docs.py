@@ -1,6 +1,7 @@
 """The documents say what is so: functions exist, commands load, figures are those of the result file."""
 
 import ast
+import io
 import re
 import runpy
 import shlex
@@ -47,7 +48,7 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for b in blocks for line in re.findall(r"^hasten .*$", b, re.M)]
 
 
-USED = ("import", "export", "translate", "classify", "embed", "inspect", "plan", "job")
+USED = ("import", "export", "translate", "classify", "answer", "embed", "inspect", "plan", "job")
 """Verbs with options of their own beside a recipe's, or none of a recipe's."""
 TINY = {"vocab_size": 258, "dim": 32, "num_layers": 2, "num_heads": 4, "max_positions": 64}
 LLAMA = {"preset": "smollm2-135m", "num_kv_heads": 2, "head_dim": 8, "ffn_dim": 64}
@@ -61,7 +62,7 @@ T5 |= {"logit_scale": 32**-0.5, "start_id": 1}
 def write_model(folder: Path, shape: dict[str, Any]) -> None:
     """A tiny random model with a tokenizer of bytes, as Hugging Face lays it out."""
     tokenizer = train(["a"], TokenizerConfig(vocab_size=258), progress=False)
-    save_hugging_face(build(ModelConfig(**{**shape, **TINY}), seed=0), folder)
+    save_hugging_face(build(ModelConfig(**{**TINY, **shape}), seed=0), folder)
     tokenizer.save(folder)
 
 
@@ -70,6 +71,16 @@ def test_every_command_of_the_readme_that_takes_a_model_runs(command, tmp_path, 
     monkeypatch.chdir(tmp_path)
     models = {"path/to/model": LLAMA, "runs/demo": LLAMA, "path/to/encoder": BERT, "runs/translate-en-de": T5}
     models["runs/classify"] = BERT | {"head": "pooled_classes", "num_classes": 2, "head_bias": True}
+    places = {
+        "head": "token_classes",
+        "pooler": "none",
+        "num_classes": 2,
+        "head_bias": True,
+        "max_positions": 512,
+    }
+    models["runs/answers"] = BERT | places
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who keeps the keys?\n"))
+    (tmp_path / "handbook.txt").write_text("The caretaker keeps the keys.\n")
     for folder, shape in models.items():
         write_model(tmp_path / folder, shape)
     (tmp_path / "talk.en").write_text("A dog runs.\nA cat.\n")
