@@ -73,7 +73,7 @@ def test_every_command_of_the_readme_that_takes_a_model_runs(command, tmp_path, 
     models["runs/classify"] = BERT | {"head": "pooled_classes", "num_classes": 2, "head_bias": True}
     places = {
         "head": "token_classes",
-        "pooler": "none",
+        "pooler": None,
         "num_classes": 2,
         "head_bias": True,
         "max_positions": 512,
