@@ -18,6 +18,7 @@ from hasten.data.config import Task
 from hasten.data.tasks.findings import NAMES
 from hasten.evaluate.tasks import source_of
 from hasten.lookup import find, shipped
+from hasten.model.heads import with_spans
 from hasten.objective.preference import BETAS
 
 ROOT = Path(__file__).parents[2]
@@ -96,8 +97,10 @@ def test_the_fine_tuning_commands_of_the_readme_run_one_after_the_other(
     section = (ROOT / name).read_text(encoding="utf-8").split(SECTIONS[name], 1)[1]
     commands = [line.split("  #")[0] for line in blocks(section, "bash")[0].splitlines()]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO("say ab\n"))
     save_base(Path("path/to/encoder"), ENCODER, byte_tokenizer)
+    long = ENCODER.model_copy(update={"max_positions": 512})
+    save_base(Path("runs/answers"), with_spans(long), byte_tokenizer)
+    Path("handbook.txt").write_text("Who says ab is heard.\n")
     save_base(Path("path/to/model"), DECODER, byte_tokenizer)
     words = [f"{first}{second}" for first in "abcdefgh" for second in "stuvwxyz"]
     Path("reviews.csv").write_text(
@@ -109,6 +112,7 @@ def test_the_fine_tuning_commands_of_the_readme_run_one_after_the_other(
     more = {"journey": SMALL, "chat": ["generate.max_new_tokens=3"]}
     for command in commands:
         verb, *rest = shlex.split(command)[1:]
+        monkeypatch.setattr("sys.stdin", io.StringIO("say ab\n"))
         assert main([verb, *rest, *more.get(verb, [])]) == 0, command
     assert Path("runs/classify/report.html").is_file() and Path("runs/instruct/report.html").is_file()
     assert Path("models/mine/model.yaml").is_file()
