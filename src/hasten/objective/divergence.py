@@ -141,7 +141,9 @@ class OverChunks:
         scores = scores_of(logits, terms, bias)
         log_q = tempered(scores[:, : mix.known], mix.temperature).log_softmax(dim=-1)
         value, slope = told.apart(log_q, mix)
-        loss, slope = mix.temperature**2 * value, slope.mul_(mix.temperature)
+        loss = mix.temperature**2 * value
+        if mix.temperature != 1:  # a pass over all logits
+            slope.mul_(mix.temperature)
         if beyond := scores.shape[1] - mix.known:
             slope = F.pad(slope, (0, beyond))
         if mix.labels:
