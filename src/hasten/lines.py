@@ -59,9 +59,7 @@ def classify(recipe: Recipe, source: Path | None, target: Path | None) -> None:
             chunk_rows=1 if one_by_one else CHUNK_ROWS,
             progress=aside,
         )
-    if not any(counts.values()):
-        raise DataError(f"{source or 'standard input'}: holds no text to classify")
-    aside(", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    tell(counts, f"{source or 'standard input'}: holds no text to classify")
 
 
 def answer(recipe: Recipe, source: Path | None, target: Path | None) -> None:
@@ -87,8 +85,13 @@ def answer(recipe: Recipe, source: Path | None, target: Path | None) -> None:
             chunk_rows=1 if one_by_one else CHUNK_ROWS,
             progress=aside,
         )
+    tell(counts, f"{source if of_rows else 'standard input'}: holds no question")
+
+
+def tell(counts: dict[str, int], nothing: str) -> None:
+    """Say how many rows came to what; DataError, in words for `nothing`, where there were none."""
     if not any(counts.values()):
-        raise DataError(f"{source if of_rows else 'standard input'}: holds no question")
+        raise DataError(nothing)
     aside(", ".join(f"{name} {count:,}" for name, count in counts.items()))
 
 
